@@ -1,0 +1,356 @@
+"""The lab: one long-lived set of namespaces in which all privileged steps run. The only spawner.
+
+    lab = start_lab()
+    lab.run(["runc", "--version"])
+
+The notebook's kernel never enters the lab. It starts PID 1 of the lab (`init.py`) and asks it, over a
+socket, to fork each step. The socket is the lifeline: when the kernel process ends, however it ends,
+PID 1 reads end-of-file and takes everything in the lab with it.
+See also: unshare(1), nsenter(1), namespaces(7), user_namespaces(7).
+"""
+
+import array
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from helpers import cleanup, machine, processes
+
+INIT = Path(__file__).with_name("init.py")
+HOME = "/run/lab"  # where steps start; see init.py
+NAMESPACES = ["--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+LONGEST_ARGUMENT = 100_000  # characters of one command line; the kernel's own bound is a little higher
+
+PIPE = subprocess.PIPE
+
+
+class LabError(RuntimeError):
+    """The lab could not be started, or has ended. The message says why, and the mend."""
+
+
+class StepFailed(RuntimeError):
+    """A command in the lab ended with a status other than 0. `output` is its `Output`."""
+
+    def __init__(self, output):
+        self.output = output
+        said = output.stderr.strip() or output.stdout.strip() or "(it said nothing)"
+        super().__init__(f"`{shlex.join(output.argv)}` ended with status {output.code}: {said}")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a finished step said. `code` is its exit status; a negative one names the signal that ended it."""
+
+    argv: tuple
+    code: int
+    stdout: str
+    stderr: str
+
+    def json(self):
+        return json.loads(self.stdout)
+
+    def __str__(self):
+        return (self.stdout + self.stderr).rstrip("\n")
+
+    def _ipython_display_(self):
+        if str(self):
+            print(self)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that was started in the lab and may still run. `pid` is its PID in the lab."""
+
+    lab: "Lab" = field(repr=False)
+    argv: tuple
+    pid: int
+    stdin: object = field(repr=False)  # binary files of this side, or None
+    stdout: object = field(repr=False)
+    stderr: object = field(repr=False)
+    _status: socket.socket = field(repr=False)
+    _code: list = field(repr=False, default_factory=list)
+
+    def wait(self, timeout=10):
+        """Its exit status, as in `Output.code`. Raises TimeoutError after `timeout` seconds; it runs on."""
+        if not self._code:
+            self._status.settimeout(timeout)
+            message = self._status.recv(4096)
+            if not message:
+                raise LabError(f"the lab ended while `{shlex.join(self.argv)}` ran")
+            self._code.append(json.loads(message)["exit"])
+        return self._code[0]
+
+    def kill(self, number=signal.SIGTERM):
+        """Send a signal to this process alone."""
+        self.lab.kill(self.pid, number)
+
+
+@dataclass(frozen=True)
+class Closed:
+    """How a lab ended: the `processes` and `cgroups` that it had, and what of it is `left`: normally nothing."""
+
+    processes: tuple
+    cgroups: tuple
+    left: tuple
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running lab. `pid` is the PID of its PID 1 on this machine; `limits` the controllers it may use."""
+
+    name: str
+    way: machine.Way
+    pid: int
+    limits: tuple
+    ledger: str
+    _control: socket.socket = field(repr=False)
+    _starter: subprocess.Popen = field(repr=False)
+
+    def run(self, argv, *, stdin="", stdout=None, echo=True, check=True, timeout=30, cwd=HOME, env=None):
+        """Run one command as the lab's root, to its end, and return its `Output`.
+
+        `argv` is a list; no shell sees it. `stdin` is text or bytes for it to read. `stdout` names a file
+        (in `cwd`) to append both streams to, as `>> file 2>&1` does. Raises StepFailed on a status other than
+        0 (unless check=False), TimeoutError after `timeout` seconds, when the step has been killed.
+        """
+        stdin = stdin.encode() if isinstance(stdin, str) else stdin
+        # Files, not pipes: a detached container keeps its stdout open, and a pipe would never end.
+        with contextlib.ExitStack() as stack:
+            given = stack.enter_context(open(os.memfd_create("stdin") if stdin else os.devnull, "w+b"))
+            given.write(stdin)
+            given.seek(0)
+            if stdout is None:
+                out = stack.enter_context(open(os.memfd_create("stdout"), "w+b"))
+                err = stack.enter_context(open(os.memfd_create("stderr"), "w+b"))
+            else:
+                out = err = stack.enter_context(open(self.path(stdout, cwd), "ab"))
+            step = self._fork(argv, [given, out, err], cwd, env)
+            with step._status:
+                if echo:
+                    print("# " + shlex.join(argv) + (f" >> {shlex.quote(str(stdout))} 2>&1" if stdout else ""))
+                try:
+                    code = step.wait(timeout)
+                except (TimeoutError, KeyboardInterrupt) as error:
+                    self.kill(-step.pid, signal.SIGKILL)  # the step's process group
+                    if isinstance(error, KeyboardInterrupt):
+                        raise
+                    raise TimeoutError(f"`{shlex.join(argv)}` did not end in {timeout} s, and was killed") from None
+            texts = ["", ""]
+            if stdout is None:
+                for position, file in enumerate((out, err)):
+                    file.seek(0)
+                    texts[position] = file.read().decode(errors="replace")
+        output = Output(tuple(argv), code, *texts)
+        if check and code != 0:
+            raise StepFailed(output)
+        return output
+
+    def start(self, argv, *, stdin=None, stdout=None, stderr=None, echo=True, cwd=HOME, env=None):
+        """Start one command and return its `Step` while it runs, as `&` does in a shell.
+
+        Each of stdin, stdout, stderr is None (/dev/null), PIPE (a pipe: the other end is in the `Step`), the
+        name of a file in `cwd`, or an open file.
+        """
+        theirs, ours = [], []
+        with contextlib.ExitStack() as stack:
+            for number, wanted in enumerate((stdin, stdout, stderr)):
+                mode = "rb" if number == 0 else "ab"
+                mine = None
+                if wanted is None:
+                    wanted = stack.enter_context(open(os.devnull, mode))
+                elif wanted == PIPE:
+                    read, write = os.pipe()
+                    # Unbuffered, and not closed here: it goes to the caller in the Step.
+                    mine = open(write if number == 0 else read, "wb" if number == 0 else "rb", buffering=0)  # noqa: SIM115
+                    wanted = stack.enter_context(open(read if number == 0 else write, mode))
+                elif isinstance(wanted, (str, os.PathLike)):
+                    wanted = stack.enter_context(open(self.path(wanted, cwd), mode))
+                theirs.append(wanted)
+                ours.append(mine)
+            step = self._fork(argv, theirs, cwd, env, ours)
+        if echo:
+            print("# " + shlex.join(argv) + " &")
+        return step
+
+    def _fork(self, argv, stdio, cwd, env, ours=(None, None, None)):
+        argv = checked(argv)
+        status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            descriptors = [file.fileno() for file in (*stdio, theirs)]
+            self._send({"argv": argv, "cwd": str(cwd), "env": environment(env)}, descriptors)
+        status.settimeout(10)
+        message = status.recv(4096)
+        if not message:
+            raise LabError(f"the lab {self.name} has ended: start a new one with start_lab()")
+        return Step(self, tuple(argv), json.loads(message)["pid"], *ours, status)
+
+    def _send(self, request, descriptors=()):
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        try:
+            self._control.sendmsg([json.dumps(request).encode()], ancillary)
+        except (BrokenPipeError, ConnectionResetError, OSError) as error:
+            raise LabError(
+                f"the lab {self.name} has ended ({error.strerror}): start a new one with start_lab()"
+            ) from None
+
+    def kill(self, pid, number=signal.SIGTERM):
+        """Have the lab's PID 1 send a signal to a process of the lab (a negative `pid`: a process group)."""
+        self._send({"kill": pid, "signal": int(number)})
+
+    def path(self, name, cwd=HOME):
+        """A file of the lab as this notebook's process sees it: the lab has its own mounts."""
+        return Path(f"/proc/{self.pid}/root", str(Path(cwd, name)).lstrip("/"))
+
+    @property
+    def proc(self):
+        """The lab's own /proc, as this notebook's process sees it: the PIDs in it are the lab's."""
+        return f"/proc/{self.pid}/root/proc"
+
+    def processes(self):
+        """Every process in the lab, as `processes.Process` records with the lab's PIDs."""
+        return processes.read(self.proc)
+
+    def descriptors(self, *members):
+        """The open descriptors of these processes of the lab, with the other ends of their unix sockets."""
+        seen = self.run(["ss", "--unix", "--all", "--no-header"], echo=False).stdout
+        peers = processes.socket_peers(seen)
+        return [d for p in members for d in processes.descriptors(p.pid, self.proc, peers)]
+
+    def find(self, name):
+        """The processes of the lab with this command name."""
+        return [p for p in self.processes() if p.name == name]
+
+    def container(self, name, runtime="runc"):
+        """The first process of a container, found by the PID that `runc state` prints."""
+        pid = self.run([runtime, "state", name], echo=False).json()["pid"]
+        return processes.read_one(pid, self.proc)
+
+    def status(self, name, runtime="runc"):
+        """The `status` that the runtime's `state` prints for a container, or None when it knows none of that name."""
+        said = self.run([runtime, "state", name], echo=False, check=False)
+        return said.json()["status"] if said.code == 0 else None
+
+    def enter_command(self):
+        """What to type in a terminal of this machine to join the lab, as an argument list."""
+        join = ["nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--ipc", "--uts", "--wd"]
+        if os.getuid() != 0:
+            join[1:1] = ["--user", "--preserve-credentials"]
+        return [*join, "bash"]
+
+    def close(self):
+        """End the lab and everything in it, look whether that is so, and return a `Closed`."""
+        known = cleanup.entries(self.ledger) if os.path.exists(self.ledger) else []
+        init = dict(known).get("init")
+        lives = init and init == cleanup.identity(self.pid)
+        members = tuple(f"{p.pid} {p.name}" for p in self.processes()) if lives else ()
+        cgroups = tuple(value for kind, value in known if kind == "cgroup" and os.path.isdir(value))
+        self._control.close()
+        try:
+            self._starter.wait(15)
+        except subprocess.TimeoutExpired:
+            self._starter.kill()  # --kill-child: PID 1 goes with it
+            self._starter.wait(5)
+        left = tuple(cleanup.undo(self.ledger)) if os.path.exists(self.ledger) else ()
+        left += tuple(place for place in cgroups if os.path.exists(place))
+        # The kernel ends every process of a PID namespace before its PID 1 can be reaped.
+        left += (f"PID 1 of the lab, {self.pid}",) if init and init == cleanup.identity(self.pid) else ()
+        return Closed(members, cgroups, left)
+
+
+def checked(argv):
+    """`argv` as a list of strings that exec can take, or ValueError with one sentence."""
+    if isinstance(argv, (str, bytes)) or not argv:
+        raise ValueError("a command is a list, like ['runc', 'list']: no shell splits it")
+    argv = [os.fspath(word) for word in argv]
+    if any("\0" in word for word in argv):
+        raise ValueError("a command can't contain a zero byte")
+    if sum(map(len, argv)) > LONGEST_ARGUMENT:
+        raise ValueError(f"this command has over {LONGEST_ARGUMENT} characters: put the data in a file")
+    return argv
+
+
+def environment(extra=None):
+    """The environment of every step: little, and the same for every reader.
+
+    USER is root and XDG_RUNTIME_DIR is absent, so that runc keeps its state in /run/runc as it does for root.
+    """
+    path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
+    return {"PATH": path, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8", "TERM": "xterm", **(extra or {})}
+
+
+_current = None  # the lab of this kernel: running the set-up cell again ends the one before
+
+
+def start_lab(ways=None):
+    """Start a lab, by the first of the `ways` (machine.ways()) that this machine allows, and return it.
+
+    Labs that died without a clean-up are swept first. Raises LabError with the reason of each way and its mend.
+    """
+    global _current
+    if _current is not None:
+        _current.close()
+        _current = None
+    cleanup.sweep()
+    refusals = []
+    for way in machine.ways() if ways is None else ways:
+        try:
+            _current = _start(way)
+            return _current
+        except LabError as error:
+            refusals.append(f"- {way.name}: {error}. {way.mend}")
+    raise LabError("this machine refused every way to make namespaces:\n" + "\n".join(refusals))
+
+
+def _start(way):
+    name = uuid.uuid4().hex[:8]
+    try:
+        ledger = cleanup.open_ledger(name)
+    except OSError as error:
+        raise LabError(f"no place for the ledger: {error}") from None
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    python = os.path.realpath(sys.executable)
+    argv = [*way.prefix, *NAMESPACES, python, "-I", "-S", str(INIT), name, ledger]
+    with theirs, open(os.memfd_create("stderr"), "w+b") as errors:
+        try:
+            starter = subprocess.Popen(
+                argv, stdin=theirs, stdout=errors, stderr=errors, start_new_session=True, env=environment(), cwd="/"
+            )
+        except OSError as error:
+            cleanup.undo(ledger)
+            raise LabError(f"{way.prefix[0]}: {error.strerror}") from None
+        theirs.close()
+        try:
+            control.settimeout(30)
+            message, pid = _receive_with_pid(control)
+            control.settimeout(None)
+        except TimeoutError:
+            message = b""
+        if not message:  # end-of-file, or too late
+            control.close()
+            starter.kill()
+            starter.wait(10)
+            cleanup.undo(ledger)
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise LabError(said[-1])
+    cleanup.register(ledger, "init", cleanup.identity(pid))
+    return Lab(name, way, pid, tuple(json.loads(message)["limits"]), ledger, control, starter)
+
+
+def _receive_with_pid(control):
+    """One message, and the PID of its sender on this side of the PID namespace, as the kernel vouches for it."""
+    message, ancillary, _, _ = control.recvmsg(4096, socket.CMSG_SPACE(struct.calcsize("3i")))
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            return message, struct.unpack("3i", payload)[0]
+    return message, None

@@ -1,0 +1,205 @@
+"""What the kernel says about processes: records read from /proc. Reads only, decides little, draws nothing.
+
+`proc` is a mounted procfs; the lab's is seen through /proc/PID/root/proc, and then every PID here is the
+lab's own. A process that ends while it is read is left out. See also: proc(5), namespaces(7).
+"""
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import cgroups
+
+NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process. `pids` are its PIDs from the reader's PID namespace inwards (the NSpid line of its status)."""
+
+    pid: int
+    ppid: int  # 0: the parent is outside this PID namespace
+    name: str  # the kernel's `comm`, 15 bytes at most
+    argv: tuple = ()  # empty for a zombie
+    state: str = "S"
+    pids: tuple = ()
+    namespaces: tuple = ()  # (kind, inode) pairs
+    started: int = 0  # clock ticks since boot; with the PID it names the process for good
+    cgroup: str = ""  # the path in the memory hierarchy, else in the first one
+
+    @property
+    def inner_pid(self):
+        """The PID by which the process knows itself."""
+        return self.pids[-1] if self.pids else self.pid
+
+    def namespace(self, kind):
+        """The inode number of its namespace of this kind, or None when it could not be read."""
+        return dict(self.namespaces).get(kind)
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """One open file descriptor: what /proc/PID/fd/NUMBER points at.
+
+    `kind` is pipe, fifo, socket, pty, device, file or other. `inode` names a pipe, fifo or socket for good.
+    `access` is r, w or rw. `peer` is the inode of a connected unix socket's other end, else None.
+    `pty` is the number of the pseudo-terminal, for both of its sides.
+    """
+
+    pid: int
+    number: int
+    target: str
+    kind: str
+    inode: int
+    access: str
+    peer: int | None = None
+    pty: int | None = None
+
+
+def read(proc="/proc"):
+    """All processes, by PID."""
+    pids = sorted(int(name) for name in os.listdir(proc) if name.isdigit())
+    return [p for p in (read_one(pid, proc) for pid in pids) if p is not None]
+
+
+def read_one(pid, proc="/proc"):
+    """One process, or None when there is none. Its namespaces are () where the kernel doesn't let us look."""
+    place = f"{proc}/{pid}"
+    try:
+        with open(f"{place}/stat", "rb") as file:
+            stat = file.read().decode(errors="replace")
+        with open(f"{place}/status", "rb") as file:
+            nspid = re.search(rb"^NSpid:(.*)$", file.read(), re.M)
+        with open(f"{place}/cmdline", "rb") as file:
+            cmdline = file.read().decode(errors="replace")
+        with open(f"{place}/cgroup") as file:
+            cgroup = _one_cgroup(file.read())
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    name = stat[stat.index("(") + 1 : stat.rindex(")")]
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return Process(
+        pid=pid,
+        ppid=int(fields[1]),
+        name=name,
+        argv=tuple(cmdline.rstrip("\0").split("\0")) if cmdline else (),
+        state=fields[0],
+        pids=tuple(int(n) for n in nspid[1].split()) if nspid else (pid,),
+        namespaces=read_namespaces(pid, proc),
+        started=int(fields[19]),
+        cgroup=cgroup,
+    )
+
+
+def read_namespaces(pid, proc="/proc"):
+    """((kind, inode), ...) in the order of NAMESPACES; kinds that can't be read are left out."""
+    found = []
+    for kind in NAMESPACES:
+        try:
+            link = os.readlink(f"{proc}/{pid}/ns/{kind}")
+        except OSError:
+            continue
+        found.append((kind, int(link[link.index("[") + 1 : -1])))
+    return tuple(found)
+
+
+def _one_cgroup(text):
+    paths = {}
+    for line in text.splitlines():
+        _, names, path = line.split(":", 2)
+        paths[names] = path
+    return paths.get("memory") or paths.get("") or next(iter(paths.values()), "")
+
+
+def ancestors(process, family):
+    """The parent, its parent, and so on, as far as they are in `family`."""
+    by_pid = {p.pid: p for p in family}
+    found = []
+    while process.ppid in by_pid and by_pid[process.ppid] not in found:
+        process = by_pid[process.ppid]
+        found.append(process)
+    return found
+
+
+def descriptors(pid, proc="/proc", sockets=None):
+    """The open descriptors of a process, by number; [] when it has gone.
+
+    `sockets` is {inode: inode of the other end} from `socket_peers`.
+    """
+    found = []
+    try:
+        numbers = sorted(int(n) for n in os.listdir(f"{proc}/{pid}/fd"))
+    except OSError:
+        return []
+    for number in numbers:
+        try:
+            target = os.readlink(f"{proc}/{pid}/fd/{number}")
+            info = Path(f"{proc}/{pid}/fdinfo/{number}").read_text()
+            inode = os.stat(f"{proc}/{pid}/fd/{number}").st_ino
+        except OSError:
+            continue
+        flags = int(re.search(r"^flags:\s*(\d+)", info, re.M)[1], 8)
+        found.append(
+            Descriptor(
+                pid,
+                number,
+                target,
+                _kind(target, f"{proc}/{pid}/fd/{number}"),
+                inode,
+                ("r", "w", "rw", "rw")[flags & 3],
+                (sockets or {}).get(inode),
+                _pty(target, info),
+            )  # fmt: skip
+        )
+    return found
+
+
+def _kind(target, link):
+    if target.startswith("pipe:"):
+        return "pipe"
+    if target.startswith("socket:"):
+        return "socket"
+    if target.startswith(("/dev/pts/", "/dev/ptmx", "/dev/tty", "/dev/console")):
+        return "pty"
+    if target.startswith("/dev/"):
+        return "device"
+    mode = os.stat(link).st_mode & 0o170000
+    return {0o010000: "fifo", 0o100000: "file"}.get(mode, "other")
+
+
+def _pty(target, info):
+    master = re.search(r"^tty-index:\s*(\d+)", info, re.M)  # the ptmx side
+    slave = re.fullmatch(r"/dev/pts/(\d+)", target)
+    return int((master or slave)[1]) if master or slave else None
+
+
+def socket_peers(ss_output):
+    """{inode: inode of the other end} for connected unix sockets, from what `ss --unix --all` prints (ss(8))."""
+    peers = {}
+    for line in ss_output.splitlines():
+        fields = line.split()
+        if len(fields) >= 8 and fields[5].isdigit() and fields[7].isdigit() and fields[7] != "0":
+            peers[int(fields[5])] = int(fields[7])
+    return peers
+
+
+def wait_until(condition, what, timeout=10):
+    """Call `condition` until it returns something true, and return that.
+
+    `what` completes the sentence of the TimeoutError: "waited 10 s in vain for ...".
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout} s in vain for {what}")
+        time.sleep(0.005)
+
+
+def cgroup_file(feature, pid, proc="/proc"):
+    """The file that holds a cgroup feature (a key of cgroups.FILES) of this process, as a Path."""
+    return Path(cgroups.find_file(feature, pid, proc))
