@@ -1,0 +1,57 @@
+"""Which part a process plays, from its name and namespaces: manager, shim, runtime, container or plain."""
+
+import os
+import shlex
+
+from helpers.pictures.base import shorten
+
+BY_NAME = {
+    "runtime": {"runc", "crun", "youki", "vmrun"},
+    "shim": {"conmon", "shim"},
+    "manager": {"dockerd", "docker", "containerd", "podman", "conman", "ctr"},
+}
+
+
+def outermost(processes):
+    """The process that the others are measured against: the first one whose parent is not among them."""
+    pids = {p.pid for p in processes}
+    return next((p for p in processes if p.ppid not in pids), None)
+
+
+def role(process, base):
+    """One of the keys of base.COLOURS but `change`. `base` is the `outermost` process."""
+    name = process.name.split(":")[0]  # runc names its stages runc:[2:INIT]
+    if name.startswith("containerd-shim"):
+        return "shim"
+    for part, names in BY_NAME.items():
+        if name in names:
+            return part
+    return "container" if base and process.namespace("pid") != base.namespace("pid") else "plain"
+
+
+def new_namespaces(process, base):
+    """The kinds of namespace in which this process stands apart from `base`, in the course's order."""
+    theirs = dict(base.namespaces) if base else {}
+    return tuple(kind for kind, inode in process.namespaces if kind in theirs and theirs[kind] != inode)
+
+
+def title(process):
+    """The short name: the command's own, or the kernel's where the process has renamed itself."""
+    return process.name or "?"
+
+
+def command(process, longest=36):
+    """The command line as typed, cut to `longest` characters; says so for the lab's PID 1 and for zombies."""
+    if process.state == "Z":
+        return "zombie: has exited, not yet reaped"
+    if process.name == "lab":
+        return "PID 1 of the lab, reaps orphans"
+    if not process.argv:
+        return ""
+    line = shlex.join((os.path.basename(process.argv[0]), *process.argv[1:]))
+    return "" if line == process.name else shorten(line.replace("\n", " "), longest)
+
+
+def pids(process):
+    """`11`, or `11, inside 1` when the process has another PID in its own namespace."""
+    return str(process.pid) + (f", inside {process.inner_pid}" if process.inner_pid != process.pid else "")
