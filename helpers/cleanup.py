@@ -9,6 +9,7 @@ lab's PID 1 imports this in a millisecond.
 import errno
 import json
 import os
+import stat
 import time
 
 from helpers.cgroups import read, write
@@ -19,6 +20,12 @@ def state_directory():
     return f"/tmp/uncontained-{os.getuid()}"
 
 
+def is_ours(place):
+    """True for a directory that belongs to this user and that nobody else can write to or read."""
+    info = os.lstat(place)
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o077
+
+
 def open_ledger(name):
     """Make the ledger file of a new lab and return its path. Raises PermissionError for a foreign directory."""
     place = state_directory()
@@ -26,8 +33,7 @@ def open_ledger(name):
         os.mkdir(place, 0o700)
     except FileExistsError:
         pass
-    info = os.lstat(place)
-    if os.path.islink(place) or info.st_uid != os.getuid() or info.st_mode & 0o077:
+    if not is_ours(place):
         raise PermissionError(f"{place} is not yours alone: remove it, or have its owner remove it")
     path = os.path.join(place, f"{name}.jsonl")
     register(path, "owner", identity(os.getpid()))
@@ -88,9 +94,9 @@ def undo(ledger):
 
 
 def ledgers():
-    """The ledgers of this user, oldest name first."""
+    """The ledgers of this user, by name. A directory that somebody else made in our place is never read."""
     try:
-        names = os.listdir(state_directory())
+        names = os.listdir(state_directory()) if is_ours(state_directory()) else []
     except OSError:
         return []
     return [os.path.join(state_directory(), name) for name in sorted(names) if name.endswith(".jsonl")]

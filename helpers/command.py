@@ -89,6 +89,7 @@ def bench(argv):
 
 def test(argv):
     """Run ruff and then pytest, with `argv` for pytest, whose closing line is the last."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ruff and jupyter
     checked = subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", "."], cwd=CHECKOUT, timeout=120)
     if checked.returncode:
         print("lab: ruff found the above", file=sys.stderr, flush=True)

@@ -322,8 +322,10 @@ def _start(way):
     argv = [*way.prefix, *NAMESPACES, python, "-I", "-S", str(INIT), name, ledger]
     with theirs, open(os.memfd_create("stderr"), "w+b") as errors:
         try:
+            # With this user's own environment: podman looks for its files in HOME. No step sees it.
+            own = {**os.environ, "PATH": environment()["PATH"]}
             starter = subprocess.Popen(
-                argv, stdin=theirs, stdout=errors, stderr=errors, start_new_session=True, env=environment(), cwd="/"
+                argv, stdin=theirs, stdout=errors, stderr=errors, start_new_session=True, env=own, cwd="/"
             )
         except OSError as error:
             cleanup.undo(ledger)

@@ -20,6 +20,7 @@ PERIOD = 0.001  # s between two looks at /proc
 #: What a source tells of one process. `kind` is fork, exec, name, parent, exit; or thread (one has ended), or lost.
 #: `ns` is the time on CLOCK_MONOTONIC. `who` and `parent` are PIDs of this machine (connector) or of the lab (/proc).
 Told = collections.namedtuple("Told", "ns kind who parent name code", defaults=(None, None, None, None))
+STATUS = re.compile(r"Name:\t(?P<name>[^\n]*)\n.*?\nPPid:\t(?P<parent>\d+)\n.*?\nNSpid:\t(?P<pids>[\d\t]+)\n", re.S)
 #: What a look at one process shows. `parent` is a PID of the same kind as `who` in `Told`.
 Seen = collections.namedtuple("Seen", "pid inner_pid host_pid parent name argv inside")
 
@@ -37,13 +38,14 @@ def by_connector(lab):
     Since Linux 6.6 it tells ordinary users too; before, only root; never anybody in a container.
     """
     connection = _listen()
-    return _told_by_kernel(connection), _looker("/proc", lab.pid), _members("/proc", lab.pid)
+    return _told_by_kernel(connection), _looker("/proc", lab.pid), _members(_scan("/proc"), lab.pid)
 
 
 def by_looking(lab):
     """The source that looks at the lab's /proc every PERIOD. It misses what lives shorter than that."""
     proc = f"/proc/{lab.pid}/root/proc"
-    return _told_by_proc(proc), _looker(proc, 1), _members(proc, 1)
+    before = _scan(proc)
+    return _told_by_proc(proc, before), _looker(proc, 1), _members(before, 1)
 
 
 NETLINK_CONNECTOR, CN_IDX_PROC, LISTEN, IGNORE = 11, 1, 1, 2
@@ -122,8 +124,7 @@ def _parse(message):
     return None
 
 
-def _told_by_proc(proc):
-    before = _scan(proc)
+def _told_by_proc(proc, before):
     while True:
         now, ns = _scan(proc), time.monotonic_ns()
         for who, (parent, name, argv) in sorted(now.items()):
@@ -161,9 +162,9 @@ def _scan(proc):
     return found
 
 
-def _members(proc, init):
+def _members(processes, init):
     children = collections.defaultdict(list)
-    for pid, (parent, _, _) in _scan(proc).items():
+    for pid, (parent, _, _) in processes.items():
         children[parent].append(pid)
     found = [(init, None)]
     for parent, _ in found:  # it grows while it is walked
@@ -178,17 +179,17 @@ def _looker(proc, init):
 
     def look(who):
         try:
+            argv = _argv(_read(f"{proc}/{who}/cmdline"))  # first: a process that has exited has none
             status = _read(f"{proc}/{who}/status")
-            argv = _argv(_read(f"{proc}/{who}/cmdline"))
         except OSError:
             return None
-        fields = dict(re.findall(r"^(Name|PPid|NSpid):\s*(.*)$", status, re.M))
-        pids = [int(pid) for pid in fields.get("NSpid", "").split()]
+        found = STATUS.match(status)
+        pids = [int(pid) for pid in found["pids"].split()] if found else ()
         if len(pids) <= depth:  # the kernel no longer tells
             return None
         inside = len(pids) > depth + 1 or _mounts(proc, who) not in (home, None)
         host_pid = pids[0] if proc == "/proc" else None
-        return Seen(pids[depth], pids[-1], host_pid, int(fields["PPid"]), fields["Name"], argv, inside)
+        return Seen(pids[depth], pids[-1], host_pid, int(found["parent"]), found["name"], argv, inside)
 
     return look
 
@@ -205,5 +206,8 @@ def _argv(cmdline):
 
 
 def _read(path):
-    with open(path, "rb", buffering=0) as file:
-        return file.read().decode(errors="replace")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # quicker than open(): some processes live for 0.3 ms
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 1 << 16), b"")).decode(errors="replace")
+    finally:
+        os.close(descriptor)

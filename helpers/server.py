@@ -12,8 +12,12 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 STATE = CHECKOUT / ".lab"
 WORKSPACE = "uncontained"
 
-#: No question about news, and no request to a website when the learner has just begun.
-SETTINGS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}}
+#: No question about news, and no request to a website when the learner has just begun. All cells of a lesson are
+#: drawn at once: drawing only those in view makes a page of pictures jump.
+SETTINGS = {
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+}
 
 
 def first_lesson():

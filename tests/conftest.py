@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -169,7 +170,10 @@ def learners():
     """{"with subordinate IDs": Learner, "without": Learner}: two users, made for the tests and removed again."""
     if os.getuid() != 0:
         pytest.skip("only root can make users to try the lessons as")
-    names = {"with subordinate IDs": "uncontained-a", "without": "uncontained-b"}
+    for account in pwd.getpwall():  # of runs that were killed
+        if (stale := re.fullmatch(r"uncontained-[ab](\d*)", account.pw_name)) and not _is_process(stale[1]):
+            _remove_user(account.pw_name)
+    names = {"with subordinate IDs": f"uncontained-a{os.getpid()}", "without": f"uncontained-b{os.getpid()}"}
     place = Path(tempfile.mkdtemp(prefix="learners-"))
     try:
         place.chmod(0o755)
@@ -183,11 +187,13 @@ def learners():
         shutil.rmtree(place)
 
 
+def _is_process(pid):
+    return bool(pid) and Path(f"/proc/{pid}").exists()
+
+
 def _make_user(name):
-    _remove_user(name)
-    shutil.rmtree(f"/home/{name}", ignore_errors=True)  # of a run that was killed
     _root("useradd", "--create-home", "--shell", "/bin/bash", name)
-    wanted = name == "uncontained-a"
+    wanted = name.startswith("uncontained-a")
     for file, option in (("/etc/subuid", "subuids"), ("/etc/subgid", "subgids")):
         lines = [line for line in Path(file).read_text().splitlines() if line.startswith(f"{name}:")]
         if wanted and not lines:
@@ -209,6 +215,7 @@ def _remove_user(name):
         except OSError:
             continue  # it has just ended
     _root("userdel", "--force", "--remove", name)
+    shutil.rmtree(f"/home/{name}", ignore_errors=True)
     for left in ("uncontained", "containers-user", "podman-run"):  # the latter two are Podman's own
         shutil.rmtree(f"/tmp/{left}-{uid}", ignore_errors=True)
 

@@ -4,6 +4,7 @@ import ast
 import re
 import statistics
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -242,6 +243,7 @@ def test_prose_is_plain(path):
 
 
 def test_the_notebooks_are_formatted(tmp_path):
-    done = subprocess.run(["ruff", "format", "--check", "notebooks"], cwd=CHECKOUT, capture_output=True, timeout=60,
+    argv = [sys.executable, "-m", "ruff", "format", "--check", "notebooks"]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, timeout=60,
                           text=True)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

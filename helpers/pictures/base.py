@@ -6,6 +6,7 @@ A picture is made from records and never reads the machine, so that it can be te
 import html
 import io
 import struct
+import textwrap
 from dataclasses import dataclass
 
 import graphviz
@@ -98,9 +99,10 @@ def digraph(caption, body, **options):
         "bgcolor": "#ffffff", "fontname": FONT, "fontsize": "12", "dpi": str(RESOLUTION), "pad": "0.2",
         "nodesep": "0.3", "ranksep": "0.4", "labelloc": "b", **options,
     }  # fmt: skip
+    label = "<br/>".join(escape(line) for line in textwrap.wrap(caption, 95))  # a longer line widens the drawing
     head = "\n".join(f"  {name}={quote(value)};" for name, value in settings.items())
     return (
-        f"digraph picture {{\n{head}\n  label=<{escape(caption)}>;\n"
+        f"digraph picture {{\n{head}\n  label=<{label}>;\n"
         f'  node [shape=box, style="rounded,filled", fontname="{FONT}", fontsize=11, height=0.45, penwidth=1.2];\n'
         f'  edge [arrowhead=none, fontname="{FONT}", fontsize=10, color="#777777", penwidth=1.2];\n'
         + "\n".join("  " + line for line in body)

@@ -212,8 +212,9 @@ def _row(life, rows, y, x):
     for ms, _ in life.adopted:
         boxes.append(_box(x(ms) - 5, y, 10, 10, "", COLOURS["change"], "#ffffff", "shape=diamond, penwidth=2"))
     said = [(", ".join(homeless), "#222222")] if homeless else []
+    before = bool(homeless) and label != ""  # what it was earlier stands on the left
     said += [(f"◇ adopted by PID {who}", "#A84300") for _, who in _adopters(life, rows)]
-    boxes += _aside(life, said, y, x)
+    boxes += _aside(life, said, y, x, before)
     colour = "#A84300" if life.code else "#222222"
     if life.start is not None or life.end is not None:
         ended = "→ runs on" if life.end is None else _ended(life).removeprefix("is ")
@@ -221,18 +222,19 @@ def _row(life, rows, y, x):
     return boxes
 
 
-def _aside(life, said, y, x):
-    """Words beside the bar: on the right where there is room, else on the left."""
+def _aside(life, said, y, x, before):
+    """Words beside the bar, on the left first if `before`; those for which neither side has room are left out."""
     boxes = []
     start, end = x(life.segments[0].start), x(life.segments[-1].end)
     for words, colour in said:
         width = len(words) * SMALL * 0.62 + 4
-        if end + width + 4 <= LEFT + TRACK:
-            boxes.append(_words(end + 4, y, width, words, colour))
-            end += width + 8
-        elif start - width - 4 >= LEFT:
+        left, right = start - width - 4 >= LEFT, end + width + 4 <= LEFT + TRACK
+        if left and (before or not right):
             boxes.append(_words(start - width - 4, y, width, words, colour, align="r"))
             start -= width + 8
+        elif right:
+            boxes.append(_words(end + 4, y, width, words, colour))
+            end += width + 8
     return boxes
 
 

@@ -1,0 +1,197 @@
+"""./lab as a person uses it: in a terminal, and in the browser that it opens."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT, EXCUSE
+from test_structure import LESSONS, by_name
+
+from helpers import cgroups, cleanup, processes
+from helpers.lab import start_lab
+
+LAB = str(CHECKOUT / "lab")
+
+
+def run(*arguments, timeout=60, **environment):
+    return subprocess.run([LAB, *arguments], capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL,
+                          env={**os.environ, **environment}, cwd="/")  # fmt: skip
+
+
+def test_help_names_every_command():
+    said = run("--help")
+    assert said.returncode == 0
+    for word in ("test", "doctor", "reset", "enter", "render", "bench", "--yes"):
+        assert word in said.stdout
+
+
+@pytest.mark.parametrize("arguments", [["frobnicate"], ["doctor", "now"], ["setup", "x"], ["reset", "--everything"]])
+def test_an_unknown_argument_is_one_sentence_and_status_2(arguments):
+    said = run(*arguments)
+    assert said.returncode == 2
+    assert said.stdout == ""
+    assert re.fullmatch(r"lab: .+--help says what there is\n", said.stderr)
+
+
+def test_the_doctor_says_what_can_be_shown_and_needs_no_more_than_python():
+    said = run("doctor", PATH="/usr/bin:/bin:/usr/sbin:/sbin")
+    assert said.returncode == 0, said.stdout + said.stderr
+    for word in ("Ways to make a lab", "runc", "Cgroups", "process events", "Lesson 01 can run here"):
+        assert word in said.stdout
+
+
+def test_the_doctor_says_so_when_lesson_01_can_not_run_and_how_to_mend_it():
+    program = (
+        "import sys; from helpers import command, machine; found = machine.find\n"
+        "machine.find = lambda name: None if name == 'runc' else found(name)\n"
+        "sys.exit(command.main(['doctor']))"
+    )
+    argv = ["/usr/bin/python3", "-c", program]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=60, cwd=CHECKOUT)
+    assert said.returncode == 1
+    assert re.search(r"no +runc +missing.*install", said.stdout)
+
+
+def test_reset_removes_what_a_dead_lab_left_and_nothing_else(leak_check):
+    """A ledger of a process that has long gone, with real cgroups, beside a stranger's that looks alike."""
+    hierarchy = next((h for h in cgroups.hierarchies() if os.access(h.mountpoint, os.W_OK)), None)
+    if hierarchy is None:
+        pytest.skip(f"{EXCUSE}make cgroups")
+    mine, strangers = (Path(hierarchy.mountpoint, f"uncontained-{name}") for name in ("planted", "stranger"))
+    ledger = cleanup.open_ledger("planted")
+    cleanup.register(ledger, "init", [os.getpid(), 1, "another boot"])
+    cleanup.register(ledger, "cgroup", str(mine))
+    (mine / "inner").mkdir(parents=True)
+    strangers.mkdir()
+    try:
+        said = run("reset")
+        assert said.returncode == 0 and said.stdout.startswith("Removed what 1 lab had left.")
+        assert not mine.exists() and strangers.exists() and not os.path.exists(ledger)
+        assert run("reset").stdout.startswith("No lab has left anything.")
+    finally:
+        strangers.rmdir()
+
+
+def test_reset_leaves_a_living_lab_alone_and_ends_it_when_told_to(leak_check):
+    mine = start_lab()
+    assert "1 lab in use" in run("reset").stdout
+    assert mine.run(["echo", "alive"]).stdout == "alive\n"
+    assert run("reset", "--all").stdout == "Removed what 1 lab had left.\n"
+    processes.wait_until(lambda: not Path(f"/proc/{mine.pid}").exists(), "the lab to end")
+    assert mine.close().left == ()
+
+
+def test_enter_without_a_lab_is_one_sentence():
+    said = run("enter", "no-such-lab")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert re.fullmatch(r"lab: No lab .+\n", said.stderr)
+
+
+def test_enter_is_a_root_shell_in_the_lab_whose_containers_go_with_it(lab):
+    parent, child = pty.openpty()
+    shell = subprocess.Popen([LAB, "enter", lab.name], stdin=child, stdout=child, stderr=child, start_new_session=True)
+    os.close(child)
+    os.write(parent, b"hostname; id -u; pwd; sleep 1234 & echo cgroup $(grep -c uncontained /proc/self/cgroup)\n")
+    said = read_until(parent, "cgroup ", 1)
+    assert "nsenter --target=" in said
+    assert re.search(r"[\r\n]lab\r\n0\r\n/run/lab\r\n", said)
+    sleeper = processes.wait_until(lambda: lab.find("sleep"), "the sleep")[0]
+    if lab.limits:
+        assert f"uncontained-{lab.name}" in sleeper.cgroup
+    lab.close()
+    assert shell.wait(10) != 0  # the shell went with the lab
+    os.close(parent)
+
+
+def read_until(descriptor, word, digits):
+    """What a terminal shows, until `word` is followed by a number."""
+    said, deadline = "", time.monotonic() + 15
+    while not re.search(rf"{word}\d{{{digits},}}", said):
+        assert time.monotonic() < deadline, said
+        if select.select([descriptor], [], [], 1)[0]:
+            said += os.read(descriptor, 65536).decode(errors="replace")
+    return said
+
+
+# ---- in the browser
+
+
+@pytest.fixture(scope="module")
+def address():
+    """The address that ./lab prints, of a server that it started."""
+    with subprocess.Popen([LAB, "--yes"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd="/",
+                          stderr=subprocess.DEVNULL, env={**os.environ, "SSH_CONNECTION": "x"}) as server:  # fmt: skip
+        line = server.stdout.readline()
+        yield re.search(r"http://127\.0\.0\.1:\d+/\S+", line)[0]
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def test_a_second_start_is_quick(address):
+    """Nothing is installed again: what is here is looked at, and that is all."""
+    began = time.monotonic()
+    assert run("setup", "--yes").returncode == 0
+    assert time.monotonic() - began < 10  # an installation takes longer; on an idle machine it is a tenth of a second
+
+
+def test_the_server_wants_its_token(address):
+    import urllib.error
+    import urllib.request
+
+    base = re.match(r"http://[^/]+", address)[0]
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{base}/api/contents", timeout=10)
+    token = address.rpartition("=")[2]
+    listed = json.load(urllib.request.urlopen(f"{base}/api/contents?token={token}", timeout=10))
+    assert "notebooks" in {entry["name"] for entry in listed["content"]}
+
+
+def test_it_opens_on_lesson_00_beside_a_terminal(address, browser):
+    page = browser.new_page(viewport={"width": 1500, "height": 900})
+    page.goto(address)
+    notebook = page.locator(".jp-NotebookPanel").first
+    terminal = page.locator(".jp-Terminal").first
+    notebook.wait_for(timeout=40_000)
+    terminal.wait_for(timeout=40_000)
+    page.get_by_role("heading", name="What can this machine show me").first.wait_for(timeout=20_000)
+    left, right = notebook.bounding_box(), terminal.bounding_box()
+    assert left["x"] + left["width"] <= right["x"] + 10 and right["width"] > 250
+    if os.environ.get("SHOTS"):
+        page.screenshot(path=f"{os.environ['SHOTS']}/start.png")
+    page.close()
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=by_name)
+def test_run_all_in_the_browser_turns_every_check_green_and_the_pictures_move(path, address, browser, leak_check):
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    base, token = re.match(r"http://[^/]+", address)[0], address.rpartition("=")[2]
+    page.goto(f"{base}/lab/workspaces/test-{path.stem}/tree/{path.relative_to(CHECKOUT)}?reset&token={token}")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=40_000)
+    page.get_by_role("menuitem", name="Edit", exact=True).click()
+    page.get_by_role("menuitem", name="Clear Outputs of All Cells").click()
+    assert page.get_by_text("✓").count() == 0
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
+    # A cell that fails stops the run: the words of the last cell are the proof that all before it were green.
+    try:
+        page.get_by_text("✓ nothing of it is left").wait_for(timeout=60_000)
+    finally:
+        if os.environ.get("SHOTS"):
+            page.screenshot(path=f"{os.environ['SHOTS']}/{path.stem}.png")
+    assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
+    assert page.locator(".jp-OutputArea-output img").count() >= 2
+    assert page.locator(".jp-OutputArea-output svg [role=treeitem], .jp-OutputArea-output svg").count() >= 1
+    for kernel in page.request.get(f"{base}/api/kernels?token={token}").json():
+        page.request.delete(f"{base}/api/kernels/{kernel['id']}?token={token}")
+    page.close()
+    assert leak_check.left() == []
