@@ -223,9 +223,9 @@ def test_a_memory_limit_of_runc_is_the_number_in_the_kernels_file(lab):
         pytest.skip(f"{EXCUSE}set cgroup limits")
     limit = 64 << 20
     resources = {"memory": {"limit": limit}}
-    bundles.make(lab, "demo", ["sleep", "1000"], change=lambda config: config["linux"].update(resources=resources))
+    bundles.make(lab, "demo", ["sleep", "98765"], change=lambda config: config["linux"].update(resources=resources))
     lab.run(["runc", "run", "--detach", "--bundle", "demo", "demo"])
-    pid = next(p for p in processes.read() if p.argv == ("sleep", "1000") and len(p.pids) > 1).pid
+    pid = next(p for p in processes.read() if p.argv == ("sleep", "98765") and len(p.pids) > 1).pid
     assert int(processes.cgroup_file("memory.limit", pid).read_text()) == limit
     assert f"uncontained-{lab.name}" in cgroups.find_file("memory.limit", pid)
 
