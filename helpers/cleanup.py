@@ -37,6 +37,7 @@ def open_ledger(name):
         raise PermissionError(f"{place} is not yours alone: remove it, or have its owner remove it")
     path = os.path.join(place, f"{name}.jsonl")
     register(path, "owner", identity(os.getpid()))
+    register(path, "namespace", os.readlink("/proc/self/ns/pid"))
     return path
 
 
@@ -58,7 +59,11 @@ def register(ledger, kind, value):
 def entries(ledger):
     """The lines of a ledger as (kind, value). A half-written last line is a deed that never happened."""
     found = []
-    for line in read(ledger).splitlines():
+    try:
+        lines = read(ledger).splitlines()
+    except FileNotFoundError:
+        return []  # undone by somebody else a moment ago: the lab itself, or another sweep
+    for line in lines:
         try:
             kind, value = json.loads(line)
         except ValueError:
@@ -70,6 +75,8 @@ def entries(ledger):
 def is_alive(ledger):
     """True while the lab's PID 1 lives or, before there is one, while the process that starts it does."""
     known = dict(entries(ledger))
+    if known.get("namespace", os.readlink("/proc/self/ns/pid")) != os.readlink("/proc/self/ns/pid"):
+        return True  # its PIDs mean nothing here: leave it to those who know them
     who = known.get("init") or known.get("owner")
     return bool(who) and identity(who[0]) == who
 
@@ -85,11 +92,11 @@ def undo(ledger):
         except OSError as error:
             problems.append(f"{kind} {value}: {error.strerror or error}")
     if not problems:
-        os.unlink(ledger)
-        try:
-            os.rmdir(os.path.dirname(ledger))
-        except OSError:
-            pass  # other labs have ledgers there
+        for remove, path in ((os.unlink, ledger), (os.rmdir, os.path.dirname(ledger))):
+            try:
+                remove(path)
+            except OSError:
+                pass  # undone by somebody else too; or other labs have ledgers there
     return problems
 
 

@@ -342,6 +342,19 @@ def test_the_clean_up_refuses_what_no_lab_made(tmp_path):
     assert tmp_path.exists()
 
 
+def test_two_sweeps_at_once_do_not_trip_over_each_other(tmp_path):
+    path = tmp_path / "gone.jsonl"
+    assert cleanup.entries(path) == [] and cleanup.undo(path) == []
+
+
+def test_the_lab_of_another_pid_namespace_is_left_to_its_own(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    cleanup.register(path, "owner", [1, 1, "another boot"])
+    assert not cleanup.is_alive(path)
+    cleanup.register(path, "namespace", "pid:[1]")
+    assert cleanup.is_alive(path)
+
+
 def test_a_half_written_line_of_a_ledger_is_no_deed(tmp_path):
     path = tmp_path / "ledger.jsonl"
     cleanup.register(path, "cgroup", "/sys/fs/cgroup/uncontained-never-made")
