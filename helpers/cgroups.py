@@ -81,9 +81,9 @@ def directory(hierarchy, paths):
     return None if relative.startswith("..") else os.path.normpath(os.path.join(hierarchy.mountpoint, relative))
 
 
-def mode():
-    """`v1`, `hybrid` (v1 controllers, v2 mounted beside them), `v2`, or `none`."""
-    versions = {h.version for h in hierarchies()}
+def mode(mounted=None):
+    """`v1`, `hybrid` (v1 controllers, v2 mounted beside them), `v2`, or `none`. `mounted` are the `hierarchies()`."""
+    versions = {h.version for h in (hierarchies() if mounted is None else mounted)}
     return {frozenset(): "none", frozenset({1}): "v1", frozenset({2}): "v2"}.get(frozenset(versions), "hybrid")
 
 

@@ -31,8 +31,9 @@ STARTER = "starter"  # the child cgroup that the systemd-run prefix of lab.py mo
 def main(name, ledger):
     control = socket.socket(fileno=0)
     os.set_inheritable(0, False)
-    homes, limits = enter_cgroups(f"uncontained-{name}", ledger)
-    prepare()
+    mounted = cgroups.hierarchies()
+    homes, limits = enter_cgroups(mounted, f"uncontained-{name}", ledger)
+    prepare(mounted)
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -127,15 +128,15 @@ def kill(request):
         pass
 
 
-def enter_cgroups(name, ledger):
+def enter_cgroups(mounted, name, ledger):
     """Make the lab's cgroup wherever that is allowed, and move into it.
 
     Returns ([(directory to go back to, directory of the lab)], controllers that can set limits).
     On v2 the lab's processes stand in a leaf: a cgroup that hands controllers down may hold none.
     """
-    homes, limits, hybrid = [], set(), cgroups.mode() == "hybrid"
+    homes, limits, hybrid = [], set(), cgroups.mode(mounted) == "hybrid"
     paths = cgroups.memberships()
-    for hierarchy in cgroups.hierarchies():
+    for hierarchy in mounted:
         base = cgroups.directory(hierarchy, paths)
         if base is None or not os.access(base, os.W_OK):
             continue
@@ -192,13 +193,13 @@ def copy_cpuset(base, top):
         write(read(base, name), top, name)
 
 
-def prepare():
+def prepare(mounted):
     """The lab's own /run (runc keeps its state there), its home, its name and its loopback."""
     covered = ["/run"]
-    if cgroups.mode() == "hybrid":
+    if cgroups.mode(mounted) == "hybrid":
         # runc 1.1 would put a container's cgroup of this hierarchy at its very top, in everybody's way; crun
         # refuses a hybrid host. All controllers that count are in the v1 hierarchies.
-        covered += [h.mountpoint for h in cgroups.hierarchies() if h.version == 2]
+        covered += [h.mountpoint for h in mounted if h.version == 2]
     for place in covered:
         if os.spawnvp(os.P_WAIT, "mount", ["mount", "-t", "tmpfs", "-o", "mode=755", "lab", place]) != 0:
             sys.exit(f"mount: could not give the lab a {place} of its own")

@@ -96,7 +96,7 @@ def _text(process, rows, lines, names):
         for d in row:
             for a, b in lines:
                 if d in (a, b):
-                    other = b if d is a or d == a else a
+                    other = b if d == a else a
                     arrow = "<->" if a.access == b.access == "rw" else ("->" if d == a else "<-")
                     others.append(f"{arrow} {names[other.pid]} {other.pid} ({other.number})")
         numbers = " ".join(str(d.number) for d in row)
