@@ -137,7 +137,7 @@ def docker(_lab=None):
     version = machine.ask(["docker", "version", "--format", "{{.Server.Version}}"]).splitlines()
     if version and version[0][:1].isdigit():
         return Finding("Docker", True, f"{version[0]}, running")
-    if machine.find("dockerd") and machine.find("containerd"):
+    if all(map(machine.find, ("docker", "dockerd", "containerd"))):
         return Finding("Docker", True, "installed: a lesson starts one of its own")
     lost = "The cells that compare with Docker show what it said elsewhere"
     return Finding("Docker", False, "missing", lost, machine.install_command([machine.tool("dockerd")]))
