@@ -1,28 +1,29 @@
-"""The lab's PID 1. Runs as `python3 -I -S init.py NAME LEDGER`, in the lab's new namespaces.
+"""The lab's PID 1, in the lab's new namespaces. lab.py starts it: `python3 -I -S -c START CHECKOUT NAME LEDGER`.
 
 Its standard input is a socket whose other end the notebook holds. Each message on it asks for one
 step: PID 1 forks, the child becomes the command. When the notebook closes its end, or is killed, PID 1
 reads end-of-file, ends every process of the lab, removes its cgroups, and exits; the kernel removes
 the namespaces with all that is in them. It also reaps: orphans in the lab are its children.
-Standard library only, and few modules: it must start in milliseconds.
+It must start in milliseconds, so it imports little: `signal` and `socket` would load enum, re and more, 10 ms
+together, and add only names to the modules in C below them. A request is in the format of `marshal`, which
+is built in: it comes from the notebook that started this process. An answer is JSON, because the lab
+is not trusted with more.
 See also: pid_namespaces(7), unix(7) (SCM_RIGHTS, SCM_CREDENTIALS).
 """
 
-import array
+import _signal as signal
+import _socket as socket
 import errno
 import fcntl
-import json
+import marshal
 import os
 import select
-import signal
-import socket
 import struct
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from helpers import cgroups, cleanup  # noqa: E402
-from helpers.cgroups import read, write  # noqa: E402
+from helpers import cgroups, cleanup
+from helpers.cgroups import read, write
 
 HOME = "/run/lab"  # on a tmpfs of the lab's own: it goes with the mount namespace
 STARTER = "starter"  # the child cgroup that the systemd-run prefix of lab.py moves into
@@ -32,12 +33,13 @@ def main(name, ledger):
     control = socket.socket(fileno=0)
     os.set_inheritable(0, False)
     mounted = cgroups.hierarchies()
+    mounts = start_mounts(mounted)
     homes, limits = enter_cgroups(mounted, f"uncontained-{name}", ledger)
-    prepare(mounted)
+    prepare(mounts)
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    control.send(json.dumps({"limits": limits}).encode())
+    control.send(as_json("limits", limits))
     running = {}  # pid -> descriptor on which its exit status is reported
     while True:
         ready, _, _ = select.select([control, wake], [], [])
@@ -61,11 +63,11 @@ def receive(control):
         data, ancillary, _, _ = control.recvmsg(1 << 20, socket.CMSG_SPACE(4 * 8), socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None, []
-    descriptors = array.array("i")
+    descriptors = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors.frombytes(payload)
-    return (json.loads(data) if data else None), list(descriptors)
+            descriptors += struct.unpack(f"{len(payload) // 4}i", payload)
+    return (marshal.loads(data) if data else None), descriptors
 
 
 def step(request, descriptors, running):
@@ -95,13 +97,18 @@ def step(request, descriptors, running):
         os.close(descriptor)
     os.read(begun, 1)
     os.close(begun)
-    report(status, {"pid": pid})
+    report(status, "pid", pid)
     running[pid] = status
 
 
-def report(descriptor, message):
+def as_json(key, value):
+    """The JSON text of {key: value}, in bytes. `value` is a number, or a list of plain words."""
+    return f'{{"{key}": {value}}}'.replace("'", '"').encode()
+
+
+def report(descriptor, key, value):
     try:
-        os.write(descriptor, json.dumps(message).encode())
+        os.write(descriptor, as_json(key, value))
     except OSError:
         pass  # nobody waits for this one any more
 
@@ -117,7 +124,7 @@ def reap(running):
             return
         if pid in running:
             descriptor = running.pop(pid)
-            report(descriptor, {"exit": os.waitstatus_to_exitcode(status)})
+            report(descriptor, "exit", os.waitstatus_to_exitcode(status))
             os.close(descriptor)
 
 
@@ -131,7 +138,7 @@ def kill(request):
 def enter_cgroups(mounted, name, ledger):
     """Make the lab's cgroup wherever that is allowed, and move into it.
 
-    Returns ([(directory to go back to, directory of the lab)], controllers that can set limits).
+    Returns ([(directory to go back to, directory of the lab, version)], controllers that can set limits).
     On v2 the lab's processes stand in a leaf: a cgroup that hands controllers down may hold none.
     """
     homes, limits, hybrid = [], set(), cgroups.mode(mounted) == "hybrid"
@@ -158,14 +165,14 @@ def enter_cgroups(mounted, name, ledger):
                 os.mkdir(leaf)
             elif "cpuset" in hierarchy.controllers:
                 copy_cpuset(base, top)
-            write("0", leaf, "cgroup.procs")
+            cgroups.enter(leaf, hierarchy.version)
         except OSError:
             try:
                 cleanup.remove_cgroup(top, patience=0)
             except OSError:
                 pass  # the ledger has it
             continue
-        homes.append((back, top))
+        homes.append((back, top, hierarchy.version))
         granted = hierarchy.controllers
         if hierarchy.version == 2:
             granted = handed_down(top)
@@ -193,27 +200,34 @@ def copy_cpuset(base, top):
         write(read(base, name), top, name)
 
 
-def prepare(mounted):
-    """The lab's own /run (runc keeps its state there), its home, its name and its loopback."""
+def start_mounts(mounted):
+    """Start to give the lab its own /run (runc keeps its state there): [(place, PID of its mount command)]."""
     covered = ["/run"]
     if cgroups.mode(mounted) == "hybrid":
         # runc 1.1 would put a container's cgroup of this hierarchy at its very top, in everybody's way; crun
         # refuses a hybrid host. All controllers that count are in the v1 hierarchies.
         covered += [h.mountpoint for h in mounted if h.version == 2]
-    for place in covered:
-        if os.spawnvp(os.P_WAIT, "mount", ["mount", "-t", "tmpfs", "-o", "mode=755", "lab", place]) != 0:
+    options = ["-t", "tmpfs", "-o", "mode=755", "lab"]
+    return [(place, os.posix_spawnp("mount", ["mount", *options, place], os.environ)) for place in covered]
+
+
+def prepare(mounts):
+    """Wait for the mounts, then make the lab's home, its name and its loopback."""
+    for place, pid in mounts:
+        if os.waitpid(pid, 0)[1] != 0:
             sys.exit(f"mount: could not give the lab a {place} of its own")
     os.makedirs(HOME)
     os.chdir(HOME)
     socket.sethostname("lab")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS: up, running
+    any_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40))  # SIOCSIFFLAGS: up, running
+    any_socket.close()
     write("lab", "/proc/self/comm")
 
 
 def end(homes, ledger):
     """End everyone else in this PID namespace, leave and remove the cgroups, forget the ledger."""
-    for _, top in homes:
+    for _, top, _ in homes:
         cleanup.thaw(top)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -227,14 +241,11 @@ def end(homes, ledger):
         except ChildProcessError:
             break
         time.sleep(0.001)
-    for back, _ in homes:
+    for back, _, version in homes:
         try:
-            write("0", back, "cgroup.procs")
+            cgroups.enter(back, version)
         except OSError as error:
             if error.errno not in (errno.EBUSY, errno.EACCES, errno.EPERM):
                 raise
     cleanup.undo(ledger)
 
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -12,6 +12,7 @@ See also: unshare(1), nsenter(1), namespaces(7), user_namespaces(7).
 import array
 import contextlib
 import json
+import marshal
 import os
 import shlex
 import signal
@@ -26,7 +27,9 @@ from pathlib import Path
 from helpers import cleanup, machine, processes
 from helpers.steps import LabError, Output, Step, StepFailed, checked, environment
 
-INIT = Path(__file__).with_name("init.py")
+CHECKOUT = Path(__file__).resolve().parent.parent
+#: Imported, not run as a script: Python keeps what it compiled of a module.
+START = "import sys; sys.path.insert(0, sys.argv[1]); from helpers import init; init.main(*sys.argv[2:])"
 HOME = "/run/lab"  # where steps start; see init.py
 NAMESPACES = ["--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
@@ -135,7 +138,7 @@ class Lab:
     def _send(self, request, descriptors=()):
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
-            self._control.sendmsg([json.dumps(request).encode()], ancillary)
+            self._control.sendmsg([marshal.dumps(request)], ancillary)
         except (BrokenPipeError, ConnectionResetError, OSError) as error:
             raise LabError(
                 f"the lab {self.name} has ended ({error.strerror}): start a new one with start_lab()"
@@ -237,7 +240,7 @@ def _start(way):
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     python = os.path.realpath(sys.executable)
-    argv = [*way.prefix, *NAMESPACES, python, "-I", "-S", str(INIT), name, ledger]
+    argv = [*way.prefix, *NAMESPACES, python, "-I", "-S", "-c", START, str(CHECKOUT), name, ledger]
     with theirs, open(os.memfd_create("stderr"), "w+b") as errors:
         try:
             # With this user's own environment: podman looks for its files in HOME. No step sees it.

@@ -343,12 +343,12 @@ def test_the_clean_up_refuses_what_no_lab_made(tmp_path):
 
 
 def test_two_sweeps_at_once_do_not_trip_over_each_other(tmp_path):
-    path = tmp_path / "gone.jsonl"
+    path = tmp_path / "gone.ledger"
     assert cleanup.entries(path) == [] and cleanup.undo(path) == []
 
 
 def test_the_lab_of_another_pid_namespace_is_left_to_its_own(tmp_path):
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "x.ledger"
     cleanup.register(path, "owner", [1, 1, "another boot"])
     assert not cleanup.is_alive(path)
     cleanup.register(path, "namespace", "pid:[1]")
@@ -356,7 +356,7 @@ def test_the_lab_of_another_pid_namespace_is_left_to_its_own(tmp_path):
 
 
 def test_a_half_written_line_of_a_ledger_is_no_deed(tmp_path):
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "x.ledger"
     cleanup.register(path, "cgroup", "/sys/fs/cgroup/uncontained-never-made")
     with open(path, "a") as file:
         file.write('["directory", "/tm')
