@@ -351,7 +351,7 @@ def test_the_widgets_live_in_jupyterlab(browser, jupyter, leak_check):
     assert words.inner_text().startswith("PID 1 forks: PID ")
     page.keyboard.press("End")
     assert slider.input_value() == str(frames - 1)
-    assert re.search(r"ends( with status 1)?\.$", words.inner_text())  # a film made by looking has no exit codes
+    assert re.search(r", ends( with status 1)?\.$", words.inner_text())  # /proc alone doesn't tell the status
     page.keyboard.press("Home")
     page.locator(".unc button").nth(1).click()  # Play
     wait_until(lambda: slider.input_value() == "1", "the film's next frame")
