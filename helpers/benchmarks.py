@@ -4,7 +4,6 @@ Ours and theirs take turns within one run, so that a busy machine slows both. Me
 A row whose partner is missing is skipped, with the reason.
 """
 
-import importlib.util
 import json
 import os
 import statistics
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from helpers import bundles, machine
@@ -142,18 +141,17 @@ def start_cost():
 
 
 def live_cost():
-    """The live tree: from a change among 1,000 processes to its picture in a browser. helpers/live.py knows how."""
-    work = "live tree, 1,000 processes, change to painted"
-    if importlib.util.find_spec("helpers.live") is None:
-        return [Row(work, target=60, skipped="there is no live tree yet")]
-    from helpers import live
+    """The live tree: from a change to its picture in a browser, by the number of processes."""
+    from helpers import painting
 
-    if not hasattr(live, "benchmark"):
-        return [Row(work, target=60, skipped="the live tree does not measure itself yet")]
-    try:
-        return [Row(work, live.benchmark(processes=1000), target=60)]
-    except (ImportError, LookupError) as reason:
-        return [Row(work, target=60, skipped=str(reason))]
+    rows = []
+    for size in SIZES:
+        row = Row("live tree, change to painted", target=60 if size == SIZES[-1] else None, processes=size)
+        try:
+            rows.append(replace(row, ours=painting.benchmark(size)))
+        except LookupError as reason:
+            return [replace(row, target=60, processes=SIZES[-1], skipped=str(reason))]
+    return rows
 
 
 def setup_cost(wanted):

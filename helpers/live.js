@@ -225,8 +225,17 @@ function legend(rows) {
   });
 }
 
+function rowsOf(model) { // `packed` in live.py made them small for the journey
+  const { names, labels, rows } = model.get("rows");
+  return rows.map((values) => {
+    const row = Object.fromEntries(names.map((name, position) => [name, values[position]]));
+    row.details = row.details.map((text, position) => [labels[position], text]);
+    return row;
+  });
+}
+
 function frameOf(model, number) {
-  const rows = model.get("rows");
+  const rows = rowsOf(model);
   const [ms, words, positions] = model.get("frames")[number];
   return { ms, words, rows: positions.map((position) => rows[position]) };
 }
@@ -250,7 +259,7 @@ function render({ model, el }) {
     const id = Math.random().toString(36).slice(2);
     let keys = "";
     function draw() {
-      const rows = model.get("rows"), ended = model.get("ended");
+      const rows = rowsOf(model), ended = model.get("ended");
       if (!ended) view.show(rows);
       const living = rows.filter((row) => row.change !== "gone").length;
       const state = ended ? "The lab has ended. This is what was there last." :
@@ -284,7 +293,7 @@ function render({ model, el }) {
     const words = html("span", { class: "unc-words", role: "status" });
     let timer = null;
     bar.append(slider, said, words);
-    parts.replaceChildren(...legend(model.get("rows")));
+    parts.replaceChildren(...legend(rowsOf(model)));
     bar.append(parts);
     function draw() {
       const number = Number(slider.value), frame = frameOf(model, number);

@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import anywidget
@@ -40,7 +41,8 @@ class Moving(anywidget.AnyWidget):
     _esm = Path(__file__).with_name("live.js").read_text()
     kind = traitlets.Unicode("tree").tag(sync=True)
     caption = traitlets.Unicode("").tag(sync=True)
-    rows = traitlets.List().tag(sync=True)  # of `row`s: the tree as it is, or all rows of the film
+    #: `row`s: the tree as it is, or all rows of the film.
+    rows = traitlets.List().tag(sync=True, to_json=lambda rows, _: packed(rows))
     frames = traitlets.List().tag(sync=True)  # of a film: [ms, words, [positions in rows]]
     playing = traitlets.Bool(True).tag(sync=True)
     ended = traitlets.Bool(False).tag(sync=True)
@@ -124,6 +126,16 @@ def row(key, parent, level, role, title, numbers, command, badge, change, detail
     )  # fmt: skip
 
 
+def packed(rows):
+    """Rows as they travel to live.js, which unpacks them: what is the same in all of them is there once."""
+    names = list(rows[0]) if rows else []
+    labels = [label for label, _ in rows[0]["details"]] if rows else []
+    return {
+        "names": names, "labels": labels,
+        "rows": [[*list(one.values())[:-1], [text for _, text in one["details"]]] for one in rows],
+    }  # fmt: skip
+
+
 def rows(now, changes, machine_pids):
     """Processes as rows. `changes` and `machine_pids` are by (pid, started)."""
     base = roles.outermost(now)
@@ -133,7 +145,7 @@ def rows(now, changes, machine_pids):
         above[level] = process
         parent = above.get(level - 1)
         key = (process.pid, process.started)
-        kinds = roles.new_namespaces(process, base)
+        kinds, plays, command = _described(process, base)
         first = parent is None or process.namespaces != parent.namespaces
         badge = "new namespaces: " + " ".join(kinds) if kinds and first else ""
         details = [
@@ -141,18 +153,25 @@ def rows(now, changes, machine_pids):
             ["PID inside, as it sees itself", str(process.inner_pid)],
             ["PID on this machine", str(machine_pids.get(key, "not known"))],
             ["Command", " ".join(process.argv) or f"({process.name})"],
-            ["Part", roles.role(process, base)],
+            ["Part", plays],
             ["Namespaces other than the lab's", " ".join(kinds) or "none"],
             ["Cgroup", process.cgroup],
         ]
         found.append(
             row(
                 f"{process.pid}-{process.started}", f"{parent.pid}-{parent.started}" if parent else "", level,
-                roles.role(process, base), roles.title(process), _numbers(process.pid, process.inner_pid),
-                roles.command(process, 60).removeprefix(f"{process.name} "), badge, changes.get(key, ""), details,
+                plays, roles.title(process), _numbers(process.pid, process.inner_pid), command, badge,
+                changes.get(key, ""), details,
             )  # fmt: skip
         )
     return found
+
+
+@lru_cache(maxsize=4000)  # four times a second, and most processes stay as they are
+def _described(process, base):
+    """(kinds of new namespaces, role, command line) of a process."""
+    command = roles.command(process, 60).removeprefix(f"{process.name} ")
+    return roles.new_namespaces(process, base), roles.role(process, base), command
 
 
 def _numbers(pid, inner_pid):
@@ -185,18 +204,32 @@ def film_rows(frame):
 
 def _follow(widget, wanted, init, started):
     """Look at the lab until nobody wants it any more, and set the widget's rows whenever they change."""
-    proc = f"/proc/{init}/root/proc"
-    known, machine_pids, read, marks, sent = {}, {}, {}, {}, None
+    sent, seen = None, looks(f"/proc/{init}/root/proc")
     while wanted():
         began = time.monotonic()
         if not _is_there(init, started):
             widget.ended = True
             return
+        new = next(seen)
+        if new is None:
+            continue  # it ends just now
+        if new != sent:
+            widget.rows = sent = new
+        spent = time.monotonic() - began
+        time.sleep(max(PERIOD - spent, spent * 3, 0.01))  # the look itself takes a quarter of the time at most
+
+
+def looks(proc):
+    """A generator: each `next` looks at the processes and gives them as rows, with marks at what has changed since
+    the looks before; or None when there was nothing to look at."""
+    known, machine_pids, read, marks = {}, {}, {}, {}
+    while True:
         try:
             now = look(proc, known)
         except OSError:
-            continue  # it ends just now
-        marks = mark(marks, known, now, began)
+            yield None
+            continue
+        marks = mark(marks, known, now, time.monotonic())
         known = now
         find_machine_pids(machine_pids, read, now)
         there = {pid for pid, _ in now}
@@ -204,11 +237,7 @@ def _follow(widget, wanted, init, started):
         there |= {process.pid for process in gone}
         gone = [p if p.ppid in there else replace(p, ppid=1) for p in gone]
         changes = {key: word for key, (_, word, _) in marks.items()}
-        new = rows(sorted([*now.values(), *gone], key=lambda p: (p.pid, p.started)), changes, machine_pids)
-        if new != sent:
-            widget.rows = sent = new
-        spent = time.monotonic() - began
-        time.sleep(max(PERIOD - spent, spent * 3, 0.01))  # the look itself takes a quarter of the time at most
+        yield rows(sorted([*now.values(), *gone], key=lambda p: (p.pid, p.started)), changes, machine_pids)
 
 
 def _is_there(init, started):
@@ -220,17 +249,18 @@ def _is_there(init, started):
 def look(proc, known):
     """{(pid, started): Process}. Processes in `known` that seem unchanged are read anew only now and then."""
     found, stale = {}, []
-    for pid in sorted(int(name) for name in os.listdir(proc) if name.isdigit()):
-        stat = _stat(f"{proc}/{pid}/stat")
-        if stat is None:
-            continue
-        name, state, ppid, started = stat
-        old = known.get((pid, started))
-        if old is not None and (old.name, old.ppid, old.state == "Z") == (name, ppid, state == "Z"):
-            found[pid, started] = old
-            stale.append((pid, started))
-        elif process := processes.read_one(pid, proc):
-            found[process.pid, process.started] = process
+    with processes.directory(proc) as place:
+        for pid in sorted(int(name) for name in os.listdir(proc) if name.isdigit()):
+            stat = _stat(f"{pid}/stat", place)
+            if stat is None:
+                continue
+            name, state, ppid, started = stat
+            old = known.get((pid, started))
+            if old is not None and (old.name, old.ppid, old.state == "Z") == (name, ppid, state == "Z"):
+                found[pid, started] = old
+                stale.append((pid, started))
+            elif process := processes.read_one(pid, proc):
+                found[process.pid, process.started] = process
     turn = int(time.monotonic() / PERIOD) * REFRESH
     for position in range(min(REFRESH, len(stale))):
         key = stale[(turn + position) % len(stale)]
@@ -242,14 +272,13 @@ def look(proc, known):
     return dict(sorted(found.items()))
 
 
-def _stat(path):
-    """(name, state, PPID, start) or None."""
+def _stat(path, place=None):
+    """(name, state, PPID, start) or None. `place` is as in processes.slurp."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            head, _, tail = file.read().decode(errors="replace").rpartition(")")
+        head, _, tail = processes.slurp(path, place).rpartition(")")
     except OSError:
         return None
-    fields = tail.split()
+    fields = tail.split(None, 20)
     return (head.partition("(")[2], fields[0], int(fields[1]), int(fields[19])) if len(fields) > 19 else None
 
 

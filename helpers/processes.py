@@ -62,7 +62,7 @@ class Descriptor:
 
 def read(proc="/proc"):
     """All processes, by PID."""
-    with _directory(proc) as place:
+    with directory(proc) as place:
         pids = sorted(int(name) for name in os.listdir(proc) if name.isdigit())
         home = _pid_namespace(proc)
         return [p for p in (_read(pid, place, home) for pid in pids) if p is not None]
@@ -70,19 +70,19 @@ def read(proc="/proc"):
 
 def read_one(pid, proc="/proc"):
     """One process, or None when there is none. Its namespaces are () where the kernel doesn't let us look."""
-    with _directory(proc) as place:
+    with directory(proc) as place:
         return _read(pid, place, _pid_namespace(proc))
 
 
 def _read(pid, place, home):
     """One process from the procfs that is open as `place`, whose PID namespace is `home`; or None."""
     try:
-        stat = _slurp(f"{pid}/stat", place)
-        cmdline = _slurp(f"{pid}/cmdline", place)
-        cgroup = _one_cgroup(_slurp(f"{pid}/cgroup", place))
+        stat = slurp(f"{pid}/stat", place)
+        cmdline = slurp(f"{pid}/cmdline", place)
+        cgroup = _one_cgroup(slurp(f"{pid}/cgroup", place))
         namespaces = _namespaces(pid, place)
         # The kernel takes long over `status`: it is asked only where there can be a second PID to learn.
-        pids = (pid,) if namespaces[:1] == (home,) else _pids(_slurp(f"{pid}/status", place), pid)
+        pids = (pid,) if namespaces[:1] == (home,) else _pids(slurp(f"{pid}/status", place), pid)
     except (FileNotFoundError, ProcessLookupError):
         return None
     before, _, after = stat.rpartition(")")
@@ -101,17 +101,17 @@ def _read(pid, place, home):
 
 
 @contextlib.contextmanager
-def _directory(path, above=None):
-    """A descriptor of a directory, below that of `above`. From it the kernel has a short way to the files in it."""
-    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+def directory(path):
+    """A descriptor of a directory, from which the kernel has a short way to the files in it."""
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _slurp(path, place=None):
-    """The text of a small file of /proc; three times as quick as open()."""
+def slurp(path, place=None):
+    """The text of a small file of /proc, below the `directory` that is open as `place`; much quicker than open()."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=place)
     try:
         data = os.read(descriptor, 4096)  # nearly all come in one piece
@@ -137,7 +137,7 @@ def _pid_namespace(proc):
 
 def read_namespaces(pid, proc="/proc"):
     """((kind, inode), ...) in the order of NAMESPACES; kinds that can't be read are left out."""
-    with contextlib.suppress(OSError), _directory(proc) as place:
+    with contextlib.suppress(OSError), directory(proc) as place:
         return _namespaces(pid, place)
     return ()
 

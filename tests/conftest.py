@@ -1,5 +1,6 @@
 """What the tests share: skips that count, a lab that must leave nothing, and learners who are not root."""
 
+import contextlib
 import os
 import pwd
 import re
@@ -20,10 +21,6 @@ from helpers import cgroups  # noqa: E402
 from helpers.lab import LabError, start_lab  # noqa: E402
 
 EXCUSE = "this machine can't: "  # such a skip is one even in CI
-BROWSER = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 # ---- skips: counted, and with CI=true a failure
 
@@ -270,12 +267,19 @@ def copy_checkout(target):
 @pytest.fixture
 def browser():
     """A headless Chromium, the distribution's own."""
-    from playwright.sync_api import sync_playwright
+    from helpers import browser
 
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("Chromium is missing")
-    with sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=program, args=BROWSER)
-        yield opened
-        opened.close()
+    try:
+        with browser.chromium() as opened:
+            yield opened
+    except LookupError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def notebook(browser, tmp_path):
+    """A function that opens a notebook of these code cells in a JupyterLab of its own, and gives the page."""
+    from helpers.browser import jupyter, open_notebook
+
+    with contextlib.ExitStack() as servers:
+        yield lambda cells: open_notebook(browser, servers.enter_context(jupyter(tmp_path, cells)))

@@ -1,24 +1,17 @@
 """The widgets: their rows on made-up records, their thread in a real lab, and all of it in a real JupyterLab."""
 
 import base64
-import contextlib
-import json
-import os
 import re
-import secrets
 import signal
-import socket
-import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from helpers import live
+from helpers import benchmarks, live, painting
+from helpers.browser import outputs, run
 from helpers.film import Event, Film
 from helpers.processes import Process, wait_until
 
@@ -221,69 +214,6 @@ live.film(reel, "A film.")""",
 ]  # fmt: skip
 
 
-@pytest.fixture
-def jupyter(tmp_path):
-    """The address of a JupyterLab with a notebook of CELLS: on loopback, with a token, in directories of its own."""
-    work = tmp_path / "work"
-    work.mkdir()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, work / "widgets.ipynb")
-    settings = tmp_path / "config" / "labconfig" / "default_setting_overrides.json"
-    settings.parent.mkdir(parents=True)
-    news = {"fetchNews": "false", "checkForUpdates": False}
-    settings.write_text(json.dumps({"@jupyterlab/apputils-extension:notification": news}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(16)
-    places = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    environment = {**os.environ, **places, "IPYTHONDIR": str(tmp_path / "ipython"), "JUPYTER_TOKEN": token}
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={work}", "--expose-app-in-browser",
-        f"--LabApp.workspaces_dir={tmp_path / 'workspaces'}",
-    ]  # fmt: skip
-    with open(tmp_path / "log", "wb") as log:
-        server = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=work)
-    address = f"http://127.0.0.1:{port}"
-
-    def answers():
-        assert server.poll() is None, (tmp_path / "log").read_text()
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            return urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).status == 200
-
-    try:
-        wait_until(answers, "JupyterLab", 60)
-        yield f"{address}/lab/workspaces/t/tree/widgets.ipynb?reset&token={token}"
-    finally:
-        server.send_signal(signal.SIGTERM)  # it shuts its kernels down
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait(5)
-
-
-def open_notebook(browser, address, **options):
-    page = browser.new_page(viewport={"width": 1100, "height": 900}, **options)
-    page.set_default_timeout(20_000)
-    page.goto(address)
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-    return page
-
-
-def run(page, number):
-    page.evaluate(
-        """async (number) => {
-             const notebook = window.jupyterapp.shell.currentWidget.content;
-             notebook.activeCellIndex = number;
-             await window.jupyterapp.commands.execute("notebook:run-cell");
-           }""",
-        number,
-    )
-
-
 def titles(page):
     return page.locator(".unc [role=treeitem]").evaluate_all("rows => rows.map(row => row.getAttribute('aria-label'))")
 
@@ -292,13 +222,8 @@ def label(page, attribute="aria-label"):
     return page.evaluate("name => document.activeElement.getAttribute(name) ?? ''", attribute)
 
 
-def outputs(page):
-    """The text of all text outputs, and nothing else."""
-    return "\n".join(page.locator(".jp-OutputArea-output pre").all_inner_texts())
-
-
-def test_the_widgets_live_in_jupyterlab(browser, jupyter, leak_check):
-    page = open_notebook(browser, jupyter)
+def test_the_widgets_live_in_jupyterlab(leak_check, notebook):
+    page = notebook(CELLS)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     run(page, 0)
@@ -391,7 +316,8 @@ def test_a_page_without_javascript_shows_the_pictures(browser, tmp_path):
 def test_a_thousand_processes_cost_no_more_elements_than_the_window_shows(browser, tmp_path):
     """live.js alone, with a model made up here: no kernel, no server."""
     many = [process(pid, 1, "sleep", argv=("sleep", "1")) for pid in range(2, 1002)]
-    state = {"kind": "tree", "caption": "", "rows": live.rows([LAB, *many], {}, {}), "playing": True, "ended": False}
+    rows = live.packed(live.rows([LAB, *many], {}, {}))
+    state = {"kind": "tree", "caption": "", "rows": rows, "playing": True, "ended": False}
     page = browser.new_page()
     page.set_content("<div id=place></div>")
     page.evaluate(
@@ -412,3 +338,25 @@ def test_a_thousand_processes_cost_no_more_elements_than_the_window_shows(browse
     assert 15 <= rows.count() <= 60
     page.keyboard.press("ArrowLeft")
     assert label(page).startswith("lab")
+
+
+# ---- the benchmark of the live tree
+
+
+def test_the_time_until_a_change_is_painted_is_measured_in_a_real_browser(leak_check):
+    try:
+        assert 1 < painting.benchmark(processes=10) < 10_000
+    except LookupError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.parametrize(
+    "missing, words", [("playwright.sync_api", "`./lab test` installs it"), ("", "Chromium is missing")]
+)
+def test_without_a_browser_the_benchmark_says_so_and_measures_nothing(missing, words, monkeypatch):
+    pytest.importorskip("playwright.sync_api")
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.setattr("helpers.browser.PROGRAMS", ("no-such-browser",))
+    (row,) = benchmarks.live_cost()
+    assert words in row.skipped and row.ours is None

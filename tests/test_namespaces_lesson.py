@@ -2,11 +2,11 @@
 
 import shutil
 
-import nbformat
 import pytest
-from test_live import SETUP, jupyter, open_notebook, run  # noqa: F401 (a fixture)
+from test_live import SETUP
 
 from helpers import unshare_widget
+from helpers.browser import run
 from helpers.processes import wait_until
 
 SAID = """mnt mnt:[11]
@@ -120,11 +120,8 @@ def cells(page, column):
     return page.locator(f".uns td.{column}").all_inner_texts()
 
 
-def test_the_widget_is_worked_by_the_keyboard_alone(browser, jupyter, tmp_path, leak_check):  # noqa: F811
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "work" / "namespaces.ipynb")
-    page = open_notebook(browser, jupyter.replace("widgets.ipynb", "namespaces.ipynb"))
+def test_the_widget_is_worked_by_the_keyboard_alone(leak_check, notebook):
+    page = notebook(CELLS)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     run(page, 0)
