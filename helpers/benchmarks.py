@@ -1,11 +1,14 @@
 """`./lab bench`: what the course costs, beside what the plain tools cost for the same work on the same machine.
 
 Ours and theirs take turns within one run, so that a busy machine slows both. Medians, and the ratio of the medians.
-A row whose partner is missing is skipped, with the reason.
+Each work is measured beside 10, 100 and 1,000 processes, to show how it grows. A row whose partner is missing is
+skipped, with the reason.
 """
 
+import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,7 +22,8 @@ from helpers.lab import start_lab
 from helpers.processes import wait_until
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-SIZES = (10, 100, 1000)  # processes in the lab
+SIZES = (10, 100, 1000)  # processes in the lab, or beside it
+TIMES = 11  # how often each work is measured
 
 #: Forks as many sleeping processes as its argument says, and stays their parent.
 SPAWN = """
@@ -61,10 +65,10 @@ def timed(work):
     return (time.perf_counter() - began) * 1000
 
 
-def in_turns(ours, theirs, times):
-    """(median ms of ours, median ms of theirs), each called `times` times in turn, after one call that warms up."""
+def in_turns(ours, theirs):
+    """(median ms of ours, median ms of theirs), called TIMES times in turn, after one call that warms up."""
     ours(), theirs()
-    pairs = [(timed(ours), timed(theirs)) for _ in range(times)]
+    pairs = [(timed(ours), timed(theirs)) for _ in range(TIMES)]
     return tuple(statistics.median(column) for column in zip(*pairs, strict=True))
 
 
@@ -76,68 +80,82 @@ def plain(argv):
     return run
 
 
-def step_cost(lab):
+def lab_costs():
+    """The works that happen in a lab, while it fills with processes."""
+    rows, lab = [], start_lab()
+    try:
+        bundles.make(lab, "bench", ["true"])
+        for size in SIZES:
+            lab.start(spawning(size - len(lab.processes()) - 1), echo=False)
+            wait_until(lambda size=size: len(lab.processes()) >= size, f"{size} processes", timeout=60)
+            rows += [step_cost(lab, size), tree_cost(lab, size)]
+        return sorted(rows, key=lambda row: row.work)
+    finally:
+        lab.close()
+
+
+def spawning(count):
+    """The command line that makes `count` processes, and is one more itself."""
+    return [os.path.realpath(sys.executable), "-I", "-S", "-c", SPAWN, str(count)]
+
+
+def step_cost(lab, size):
     """`lab.run` of a container against the same runc, joined to the lab by hand with nsenter."""
-    work, partner = 'lab.run(["runc", "run", ...])', "nsenter ... runc run ..."
+    row = Row('lab.run(["runc", "run", ...])', partner="nsenter ... runc run ...", target=1.15, processes=size)
     if not machine.find("runc"):
-        return [Row(work, partner=partner, target=1.15, skipped="runc is missing")]
-    bundles.make(lab, "bench", ["true"])
+        return replace(row, skipped="runc is missing")
     argv = ["runc", "run", "--bundle", "/run/lab/bench", "bench"]
     by_hand = [*lab.enter_command()[:-1], *argv]
-    ours, theirs = in_turns(lambda: lab.run(argv, echo=False), plain(by_hand), 21)
-    return [Row(work, ours, partner, theirs, 1.15)]
+    ours, theirs = in_turns(lambda: lab.run(argv, echo=False), plain(by_hand))
+    return replace(row, ours=ours, theirs=theirs)
 
 
-def tree_cost(lab):
-    """Reading all processes with their namespaces, against lsns, by the number of processes."""
-    rows = []
-    work, partner = "tree and namespaces", "lsns"
-    lsns = [*lab.enter_command()[:-1], "lsns"]
-    python = [os.path.realpath(sys.executable), "-I", "-S", "-c", SPAWN]
-    try:
-        for size in SIZES:
-            missing = str(size - len(lab.processes()) - 1)
-            lab.start([*python, missing], echo=False)
-            wait_until(lambda size=size: len(lab.processes()) >= size, f"{size} processes", timeout=60)
-            target = 0.3 if size == SIZES[-1] else None
-            if machine.find("lsns"):
-                rows.append(Row(work, *_with(partner, in_turns(lab.processes, plain(lsns), 9)), target, size))
-            else:
-                rows.append(Row(work, partner=partner, target=target, processes=size, skipped="lsns is missing"))
-    finally:
-        lab.run(["sh", "-c", "kill -9 -1"], echo=False, check=False)
-    return rows
-
-
-def _with(partner, medians):
-    return medians[0], partner, medians[1]
+def tree_cost(lab, size):
+    """Reading all processes with their namespaces, against lsns."""
+    row = Row("tree and namespaces", partner="lsns", target=0.3 if size == SIZES[-1] else None, processes=size)
+    if not machine.find("lsns"):
+        return replace(row, skipped="lsns is missing")
+    ours, theirs = in_turns(lab.processes, plain([*lab.enter_command()[:-1], "lsns"]))
+    return replace(row, ours=ours, theirs=theirs)
 
 
 def start_cost():
     """From nothing to the first step done, against the smallest thing that makes the same namespaces."""
-    def ours():
-        lab = start_lab()
-        lab.run(["true"], echo=False)
-        costs.append((time.perf_counter() - began[0]) * 1000)
-        lab.close()
-
     rows, work = [], "lab start to first step done"
-    bare = ["unshare", "-Urmpf", "true"]
-    podman = ["podman", "unshare", "true"]
-    can_podman = os.getuid() != 0 and machine.find("podman")
-    for partner, target, reason in (
-        (podman, 1.5, "" if can_podman else "it is for ordinary users with Podman"), (bare, 10, "")
-    ):  # fmt: skip
-        if reason:
-            rows.append(Row(work, partner=" ".join(partner), target=target, skipped=reason))
-            continue
-        costs, theirs, began = [], [], [0.0]
-        for _ in range(11):
-            theirs.append(timed(plain(partner)))
-            began[0] = time.perf_counter()
-            ours()
-        rows.append(Row(work, statistics.median(costs[1:]), " ".join(partner), statistics.median(theirs[1:]), target))
-    return rows
+    podman = Row(work, partner="podman unshare true", target=1.5)
+    if os.getuid() == 0 or not machine.find("podman"):
+        rows.append(replace(podman, skipped="it is for ordinary users with Podman"))
+    for size in SIZES:
+        with crowd(size):
+            bare = Row(work, partner="unshare -Urmpf true", target=10, processes=size)
+            for row in [bare] if rows and rows[0].skipped else [replace(podman, processes=size), bare]:
+                pairs = [(timed(plain(row.partner.split())), first_step()) for _ in range(TIMES)]
+                theirs, ours = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+                rows.append(replace(row, ours=ours, theirs=theirs))
+    return sorted(rows, key=lambda row: (row.partner, row.processes or 0))
+
+
+def first_step():
+    """The ms until a new lab has done a step. Its end is not counted."""
+    began = time.perf_counter()
+    lab = start_lab()
+    lab.run(["true"], echo=False)
+    took = (time.perf_counter() - began) * 1000
+    lab.close()
+    return took
+
+
+@contextlib.contextmanager
+def crowd(size):
+    """So many sleeping processes of this user, outside any lab."""
+    parent = subprocess.Popen(spawning(size - 1), stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+        wait_until(lambda: len(children.read_text().split()) == size - 1, f"{size} processes", timeout=60)
+        yield
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait(30)
 
 
 def live_cost():
@@ -203,14 +221,7 @@ def show(rows):
 
 def main(*, as_json=False, with_setup=False):
     """Measure and print. Returns 0: a number is no failure."""
-    rows = start_cost()
-    for cost in (step_cost, tree_cost):
-        lab = start_lab()
-        try:
-            rows += cost(lab)
-        finally:
-            lab.close()
-    rows += live_cost() + setup_cost(with_setup)
+    rows = start_cost() + lab_costs() + live_cost() + setup_cost(with_setup)
     if as_json:
         print(json.dumps([{**asdict(row), "ratio": row.ratio, "good": row.good} for row in rows], indent=1))
     else:

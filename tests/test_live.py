@@ -3,14 +3,13 @@
 import base64
 import re
 import signal
-import sys
 import threading
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from helpers import benchmarks, live, painting
+from helpers import live
 from helpers.browser import outputs, run
 from helpers.film import Event, Film
 from helpers.processes import Process, wait_until
@@ -338,25 +337,3 @@ def test_a_thousand_processes_cost_no_more_elements_than_the_window_shows(browse
     assert 15 <= rows.count() <= 60
     page.keyboard.press("ArrowLeft")
     assert label(page).startswith("lab")
-
-
-# ---- the benchmark of the live tree
-
-
-def test_the_time_until_a_change_is_painted_is_measured_in_a_real_browser(leak_check):
-    try:
-        assert 1 < painting.benchmark(processes=10) < 10_000
-    except LookupError as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.mark.parametrize(
-    "missing, words", [("playwright.sync_api", "`./lab test` installs it"), ("", "Chromium is missing")]
-)
-def test_without_a_browser_the_benchmark_says_so_and_measures_nothing(missing, words, monkeypatch):
-    pytest.importorskip("playwright.sync_api")
-    if missing:
-        monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.setattr("helpers.browser.PROGRAMS", ("no-such-browser",))
-    (row,) = benchmarks.live_cost()
-    assert words in row.skipped and row.ours is None
