@@ -10,7 +10,7 @@ would outlive the lab. See also: containers.conf(5), containers-storage.conf(5),
 
 import os
 
-from helpers import machine, processes
+from helpers import bundles, machine, processes
 
 HOME = "/run/lab/engines"
 CONTAINERS = """
@@ -82,6 +82,7 @@ def docker(lab):
     proxy.write_text("#!/bin/sh\n")
     proxy.chmod(0o755)
     search = f"{HOME}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    lab.path(f"{HOME}/xdg").mkdir(exist_ok=True)  # `docker exec` puts the process's description there
     rootless = {"_DOCKERD_ROOTLESS": "1", "ROOTLESSKIT_STATE_DIR": HOME, "XDG_RUNTIME_DIR": f"{HOME}/xdg"}
     log = f"{HOME}/dockerd.log"
     daemon = lab.start(
@@ -106,6 +107,17 @@ def docker(lab):
         said = lab.path(log).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
         raise EngineError(f"dockerd ended at once: {said[-1]}")
     return client
+
+
+def make_image(lab, engine, env, name="box"):
+    """An image `name` for `docker` or `podman`, of the userland of helpers/bundles.py, with nothing to fetch."""
+    if not lab.path(f"{HOME}/{name}.tar").exists():
+        lab.path(f"{HOME}/{name}").mkdir()
+        bundles.fill_rootfs(lab.path(f"{HOME}/{name}"))
+        packed = ["--file", f"{HOME}/{name}.tar", "--directory", f"{HOME}/{name}"]
+        lab.run(["tar", "--create", "--numeric-owner", *packed, "."], echo=False)
+    lab.run([engine, "import", "--change", "ENV PATH=/bin", f"{HOME}/{name}.tar", name], echo=False, env=env)
+    return name
 
 
 def _answers(lab, client):

@@ -21,7 +21,7 @@ import struct
 import subprocess
 import sys
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from helpers import cleanup, machine, processes
@@ -96,11 +96,12 @@ class Lab:
             raise StepFailed(output)
         return output
 
-    def start(self, argv, *, stdin=None, stdout=None, stderr=None, echo=True, cwd=HOME, env=None):
+    def start(self, argv, *, stdin=None, stdout=None, stderr=None, echo=True, cwd=HOME, env=None, terminal=False):
         """Start one command and return its `Step` while it runs, as `&` does in a shell.
 
         Each of stdin, stdout, stderr is None (/dev/null), PIPE (a pipe: the other end is in the `Step`), the
-        name of a file in `cwd`, or an open file.
+        name of a file in `cwd`, or an open file. With `terminal`, stdin is a terminal and controls the command:
+        Ctrl-C, typed there, becomes a signal (helpers/terminals.py makes one).
         """
         theirs, ours = [], []
         with contextlib.ExitStack() as stack:
@@ -118,17 +119,18 @@ class Lab:
                     wanted = stack.enter_context(open(self.path(wanted, cwd), mode))
                 theirs.append(wanted)
                 ours.append(mine)
-            step = self._fork(argv, theirs, cwd, env, ours)
+            step = self._fork(argv, theirs, cwd, env, ours, terminal)
         if echo:
             print("# " + shlex.join(argv) + " &")
         return step
 
-    def _fork(self, argv, stdio, cwd, env, ours=(None, None, None)):
+    def _fork(self, argv, stdio, cwd, env, ours=(None, None, None), terminal=False):
         argv = checked(argv)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             descriptors = [file.fileno() for file in (*stdio, theirs)]
-            self._send({"argv": argv, "cwd": str(cwd), "env": environment(env)}, descriptors)
+            request = {"argv": argv, "cwd": str(cwd), "env": environment(env), "tty": terminal}
+            self._send(request, descriptors)
         status.settimeout(10)
         message = status.recv(4096)
         if not message:
@@ -161,11 +163,21 @@ class Lab:
         """Every process in the lab, as `processes.Process` records with the lab's PIDs."""
         return processes.read(self.proc)
 
+    def notebook(self):
+        """This notebook's own process as the lab sees it: outside of its PID namespace, where 0 is the only number."""
+        return processes.Process(0, 0, "notebook")
+
     def descriptors(self, *members):
-        """The open descriptors of these processes of the lab, with the other ends of their unix sockets."""
-        seen = self.run(["ss", "--unix", "--all", "--no-header"], echo=False).stdout
-        peers = processes.socket_peers(seen)
-        return [d for p in members for d in processes.descriptors(p.pid, self.proc, peers)]
+        """The open descriptors of these processes of the lab, with the other ends of their unix sockets.
+
+        The kernel lists the sockets of each network namespace apart: the other end is found where both are in one.
+        """
+        peers = {}
+        for pid in {p.namespace("net"): p.pid for p in members if p.pid}.values():
+            listed = ["nsenter", f"--net=/proc/{pid}/ns/net", "ss", "--unix", "--all", "--no-header"]
+            peers |= processes.socket_peers(self.run(listed, echo=False, check=False).stdout)
+        outside = [replace(d, pid=0) for p in members if not p.pid for d in processes.descriptors(os.getpid())]
+        return outside + [d for p in members if p.pid for d in processes.descriptors(p.pid, self.proc, peers)]
 
     def find(self, name):
         """The processes of the lab with this command name."""

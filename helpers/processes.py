@@ -11,9 +11,11 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISCHR, S_ISFIFO, S_ISREG
 
 from helpers import cgroups
 
+PTS = 136  # the major number of pseudo-terminals, /dev/pts/N
 NAMESPACES = ("pid", "mnt", "net", "ipc", "uts", "cgroup", "user", "time")
 
 
@@ -45,9 +47,11 @@ class Process:
 class Descriptor:
     """One open file descriptor: what /proc/PID/fd/NUMBER points at.
 
-    `kind` is pipe, fifo, socket, pty, device, file or other. `inode` names a pipe, fifo or socket for good.
-    `access` is r, w or rw. `peer` is the inode of a connected unix socket's other end, else None.
-    `pty` is the number of the pseudo-terminal, for both of its sides.
+    `kind` is pipe, fifo, socket, pty, device, file or other. `inode` names a pipe or socket for good, and with
+    `device`, the file system that it is on, a fifo or file. `access` is r, w or rw, or "" for a place that was opened
+    with O_PATH: that is no end of anything. `peer` is the inode of a connected unix socket's other end, else None.
+    `pty` is the number of the pseudo-terminal, for both of its sides; `device` is then the devpts that it belongs to:
+    every container has a /dev/pts/0 of its own.
     """
 
     pid: int
@@ -58,6 +62,7 @@ class Descriptor:
     access: str
     peer: int | None = None
     pty: int | None = None
+    device: int = 0
 
 
 def read(proc="/proc"):
@@ -193,52 +198,48 @@ def descriptors(pid, proc="/proc", sockets=None):
     for number in numbers:
         try:
             target = os.readlink(f"{proc}/{pid}/fd/{number}")
-            info = Path(f"{proc}/{pid}/fdinfo/{number}").read_text()
-            inode = os.stat(f"{proc}/{pid}/fd/{number}").st_ino
+            info = _slurp(f"{proc}/{pid}/fdinfo/{number}")
+            status = os.stat(f"{proc}/{pid}/fd/{number}")
         except OSError:
             continue
         flags = int(re.search(r"^flags:\s*(\d+)", info, re.M)[1], 8)
-        found.append(
-            Descriptor(
-                pid,
-                number,
-                target,
-                _kind(target, f"{proc}/{pid}/fd/{number}"),
-                inode,
-                ("r", "w", "rw", "rw")[flags & 3],
-                (sockets or {}).get(inode),
-                _pty(target, info),
-            )  # fmt: skip
-        )
+        access = "" if flags & os.O_PATH else ("r", "w", "rw", "rw")[flags & 3]
+        peer = (sockets or {}).get(status.st_ino)
+        pty, device = _pty(target, info, status, f"{proc}/{pid}/root")
+        found.append(Descriptor(pid, number, target, _kind(target, status), status.st_ino, access, peer, pty, device))
     return found
 
 
-def _kind(target, link):
+def _kind(target, status):
     if target.startswith("pipe:"):
         return "pipe"
     if target.startswith("socket:"):
         return "socket"
-    if target.startswith(("/dev/pts/", "/dev/ptmx", "/dev/tty", "/dev/console")):
-        return "pty"
-    if target.startswith("/dev/"):
-        return "device"
-    mode = os.stat(link).st_mode & 0o170000
-    return {0o010000: "fifo", 0o100000: "file"}.get(mode, "other")
+    if S_ISCHR(status.st_mode):
+        terminal = os.major(status.st_rdev) in (4, 5, PTS)
+        return "pty" if terminal else "device"
+    return "fifo" if S_ISFIFO(status.st_mode) else "file" if S_ISREG(status.st_mode) else "other"
 
 
-def _pty(target, info):
-    master = re.search(r"^tty-index:\s*(\d+)", info, re.M)  # the ptmx side
-    slave = re.fullmatch(r"/dev/pts/(\d+)", target)
-    return int((master or slave)[1]) if master or slave else None
+def _pty(target, info, status, root):
+    """(number, devpts) of a pseudo-terminal's side, or (None, the file system that any other thing is on)."""
+    master = re.search(r"^tty-index:\s*(\d+)", info, re.M)
+    if master and target == "/dev/ptmx":  # a device file of its own: the kernel takes the devpts that is beside it
+        try:
+            return int(master[1]), os.stat(f"{root}/dev/pts").st_dev
+        except OSError:
+            return int(master[1]), status.st_dev
+    if master:
+        return int(master[1]), status.st_dev
+    slave = S_ISCHR(status.st_mode) and os.major(status.st_rdev) == PTS
+    return (os.minor(status.st_rdev) if slave else None), status.st_dev
 
 
 def socket_peers(ss_output):
     """{inode: inode of the other end} for connected unix sockets, from what `ss --unix --all` prints (ss(8))."""
-    peers = {}
-    for line in ss_output.splitlines():
-        fields = line.split()
-        if len(fields) >= 8 and fields[5].isdigit() and fields[7].isdigit() and fields[7] != "0":
-            peers[int(fields[5])] = int(fields[7])
+    line = re.compile(r"\S+\s+\S+\s+\d+\s+\d+\s+\S.*\s(\d+)\s+\S+\s+(\d+)\s*")  # a path may have spaces
+    found = filter(None, map(line.fullmatch, ss_output.splitlines()))
+    peers = {int(one[1]): int(one[2]) for one in found if one[2] != "0"}
     return peers
 
 

@@ -20,6 +20,8 @@ def outermost(processes):
 
 def role(process, base):
     """One of the keys of base.COLOURS but `change`. `base` is the `outermost` process."""
+    if process.pid == 0:
+        return "plain"
     name = process.name.split(":")[0]  # runc names its stages runc:[2:INIT]
     if name.startswith("containerd-shim"):
         return "shim"
@@ -53,5 +55,7 @@ def command(process, longest=36):
 
 
 def pids(process):
-    """`11`, or `11, inside 1` when the process has another PID in its own namespace."""
+    """`11`, or `11, inside 1` when the process has another PID in its own namespace; 0 is whoever is outside."""
+    if process.pid == 0:
+        return "outside the lab"
     return str(process.pid) + (f", inside {process.inner_pid}" if process.inner_pid != process.pid else "")

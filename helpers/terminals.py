@@ -1,0 +1,67 @@
+"""A terminal with a command of the lab on it, for cells that do what a person at a keyboard does.
+
+    terminal = terminals.start(lab, ["docker", "attach", "web"], env=docker)
+    terminal.type("hello\\n")
+    terminal.read_until("hello")
+
+See also: pty(7), termios(3) (what Ctrl-C and Enter become).
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import struct
+import termios
+import time
+from dataclasses import dataclass, field
+
+CTRL_C, CTRL_P, CTRL_Q = "\x03", "\x10", "\x11"
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """The keyboard and the screen of the command `step`. `master` is the descriptor of the pseudo-terminal's side."""
+
+    step: object
+    master: int
+    _seen: list = field(repr=False, default_factory=list)
+
+    def type(self, *keys):
+        """Press keys: each string goes off alone, as a person's keys do."""
+        for key in keys:
+            os.write(self.master, key.encode())
+            time.sleep(0.02)  # who reads them must get them apart, and no condition says that they have been read
+
+    def read_until(self, words, timeout=20):
+        """Wait until `words` have come on the screen since the last call; all that has come, as text."""
+        deadline = time.monotonic() + timeout
+        while words not in "".join(self._seen):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{words!r} did not come in {timeout} s, but {''.join(self._seen)!r}")
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    self._seen.append(os.read(self.master, 65536).decode(errors="replace"))
+                except OSError:  # the last process has closed the terminal
+                    raise TimeoutError(f"{words!r} did not come, but {''.join(self._seen)!r} and the end") from None
+        said = "".join(self._seen)
+        self._seen.clear()
+        return said
+
+    def close(self):
+        """Unplug it: whoever has this as controlling terminal gets SIGHUP."""
+        with contextlib.suppress(OSError):
+            os.close(self.master)
+
+
+def start(lab, argv, *, rows=24, columns=80, **options):
+    """Start a command of the lab on a new terminal. The options are those of `lab.start`."""
+    master, slave = os.openpty()
+    os.set_inheritable(master, False)
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+    try:
+        with open(slave, "r+b", buffering=0) as end:
+            return Terminal(lab.start(argv, stdin=end, stdout=end, stderr=end, terminal=True, **options), master)
+    except BaseException:
+        os.close(master)
+        raise
