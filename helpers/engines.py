@@ -9,10 +9,14 @@ would outlive the lab. See also: containers.conf(5), containers-storage.conf(5),
 """
 
 import os
+import shutil
+from pathlib import Path
 
 from helpers import bundles, machine, processes
+from helpers.lab import PIPE
 
 HOME = "/run/lab/engines"
+PROGRAMS = Path(__file__).resolve().parent.parent / "notebooks/programs"
 CONTAINERS = """
 [containers]
 cgroups = "disabled"
@@ -44,6 +48,34 @@ def offer(engine, lab):
     except EngineError as error:
         print(f"{error}. The cells that need it go on without.")
         return None
+
+
+def shim(lab):
+    """Put the shim of lesson 04, and the client of lesson 05 that attaches to it, into the lab's home."""
+    lab.path("exits").mkdir(exist_ok=True)
+    for program in ("shim", "attach.py"):
+        shutil.copy(PROGRAMS / program, lab.path(program))
+
+
+def create(lab, name, *options):
+    """Create the container of the bundle `name` under the shim, and wait until it is created. `runc start` starts it.
+
+    Its log is the file NAME/log, and its exit code will be in exits/NAME.
+    """
+    files = ["--exit-dir", "exits", "--log-path", f"k8s-file:{name}/log"]
+    lab.run(["./shim", "--cid", name, "--bundle", name, "--runtime", "runc", *files, *options])
+    processes.wait_until(lambda: lab.status(name) == "created", f"{name} to be created", 20)
+
+
+def attach(lab, name):
+    """Start a client that is attached to this container of the shim's; its `Step`, once the shim has taken its call."""
+    step = lab.start(["./attach.py", f"{name}/attach"], stdin=PIPE, stdout=PIPE, stderr=PIPE)
+
+    def connected():
+        return any(d.peer for d in lab.descriptors(lab.process(step.pid)))
+
+    processes.wait_until(connected, "the client to be connected", 20)
+    return step
 
 
 def podman(lab):

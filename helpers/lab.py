@@ -179,6 +179,14 @@ class Lab:
         outside = [replace(d, pid=0) for p in members if not p.pid for d in processes.descriptors(os.getpid())]
         return outside + [d for p in members if p.pid for d in processes.descriptors(p.pid, self.proc, peers)]
 
+    def process(self, pid):
+        """One process of the lab, or None when there is none of this PID."""
+        return processes.read_one(pid, self.proc)
+
+    def inside(self, first):
+        """The processes in the pid namespace of this one: if it is a container's, all of the container."""
+        return [p for p in self.processes() if p.namespace("pid") == first.namespace("pid")]
+
     def find(self, name):
         """The processes of the lab with this command name."""
         return [p for p in self.processes() if p.name == name]

@@ -2,9 +2,11 @@
 
 import json
 import os
+import select
 import shlex
 import signal
 import socket
+import time
 from dataclasses import dataclass, field
 
 LONGEST_ARGUMENT = 100_000  # characters of one command line; the kernel's own bound is a little higher
@@ -55,6 +57,7 @@ class Step:
     stderr: object = field(repr=False)
     _status: socket.socket = field(repr=False)
     _code: list = field(repr=False, default_factory=list)
+    _heard: list = field(repr=False, default_factory=list)
 
     def wait(self, timeout=10):
         """Its exit status, as in `Output.code`. Raises TimeoutError after `timeout` seconds; it runs on."""
@@ -66,9 +69,33 @@ class Step:
             self._code.append(json.loads(message)["exit"])
         return self._code[0]
 
+    def read_until(self, words, timeout=20):
+        """Read its standard output (a PIPE) until `words` have come, and return the text up to there.
+
+        Raises TimeoutError after `timeout` seconds, and at the end of the output; the message has what came.
+        """
+        return read_until(self.stdout.fileno(), self._heard, words, timeout)
+
     def kill(self, number=signal.SIGTERM):
         """Send a signal to this process alone."""
         self.lab.kill(self.pid, number)
+
+
+def read_until(descriptor, kept, words, timeout):
+    """Read until `words` have come; the text up to there. What came after it stays in the list `kept`."""
+    deadline = time.monotonic() + timeout
+    while words not in (said := "".join(kept)):
+        left = deadline - time.monotonic()
+        try:
+            more = os.read(descriptor, 65536) if select.select([descriptor], [], [], max(0, left))[0] else b""
+        except OSError:  # the last process has closed the terminal
+            more = b""
+        if not more:
+            raise TimeoutError(f"{words!r} did not come {'in time' if left <= 0 else 'before the end'}: {said!r}")
+        kept.append(more.decode(errors="replace"))
+    before, _, after = said.partition(words)
+    kept[:] = [after]
+    return before + words
 
 
 def checked(argv):

@@ -10,11 +10,12 @@ See also: pty(7), termios(3) (what Ctrl-C and Enter become).
 import contextlib
 import fcntl
 import os
-import select
 import struct
 import termios
 import time
 from dataclasses import dataclass, field
+
+from helpers.steps import read_until
 
 CTRL_C, CTRL_P, CTRL_Q = "\x03", "\x10", "\x11"
 
@@ -34,19 +35,8 @@ class Terminal:
             time.sleep(0.02)  # who reads them must get them apart, and no condition says that they have been read
 
     def read_until(self, words, timeout=20):
-        """Wait until `words` have come on the screen since the last call; all that has come, as text."""
-        deadline = time.monotonic() + timeout
-        while words not in "".join(self._seen):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{words!r} did not come in {timeout} s, but {''.join(self._seen)!r}")
-            if select.select([self.master], [], [], 0.1)[0]:
-                try:
-                    self._seen.append(os.read(self.master, 65536).decode(errors="replace"))
-                except OSError:  # the last process has closed the terminal
-                    raise TimeoutError(f"{words!r} did not come, but {''.join(self._seen)!r} and the end") from None
-        said = "".join(self._seen)
-        self._seen.clear()
-        return said
+        """Wait until `words` have come on the screen, and return the text up to there. Raises TimeoutError."""
+        return read_until(self.master, self._seen, words, timeout)
 
     def close(self):
         """Unplug it: whoever has this as controlling terminal gets SIGHUP."""

@@ -36,18 +36,22 @@ WIDEST = 900  # CSS pixels; wider pictures are shown smaller
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing: `dot` for graphviz, `text` as its twin for terminals and screen readers, `caption` its point."""
+    """A drawing: `dot` for graphviz, `text` as its twin for terminals and screen readers, `caption` its point.
+
+    `colours` is how many the PNG has at most.
+    """
 
     caption: str
     dot: str
     text: str
     engine: str = "dot"
+    colours: int = 64
 
     def png(self):
         """The drawing as PNG bytes. Raises LookupError when graphviz is not installed."""
         try:
             source = graphviz.Source(self.dot, engine=self.engine)
-            return smaller(source.pipe("png", quiet=True))
+            return smaller(source.pipe("png", quiet=True), self.colours)
         except graphviz.ExecutableNotFound:
             raise LookupError("`dot` is missing: install the package graphviz to see pictures") from None
 
@@ -76,10 +80,10 @@ class Picture:
         return f"{self.caption}\n{self.text}"
 
 
-def smaller(png):
-    """The same PNG with at most 64 colours: a third of the bytes, and the notebooks carry many."""
+def smaller(png, colours=64):
+    """The same PNG with few colours: a third of the bytes, and the notebooks carry many."""
     drawing, packed = Image.open(io.BytesIO(png)).convert("RGB"), io.BytesIO()
-    drawing.quantize(64, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
+    drawing.quantize(colours, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
     return packed.getvalue()
 
 

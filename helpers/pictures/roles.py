@@ -22,7 +22,7 @@ def role(process, base):
     """One of the keys of base.COLOURS but `change`. `base` is the `outermost` process."""
     if process.pid == 0:
         return "plain"
-    name = process.name.split(":")[0]  # runc names its stages runc:[2:INIT]
+    name = title(process).split(":")[0]  # runc names its stages runc:[2:INIT]
     if name.startswith("containerd-shim"):
         return "shim"
     for part, names in BY_NAME.items():
@@ -38,7 +38,10 @@ def new_namespaces(process, base):
 
 
 def title(process):
-    """The short name: the command's own, or the kernel's where the process has renamed itself."""
+    """The short name: the kernel's, or that of the script which an interpreter runs."""
+    if process.name.startswith("python") and process.argv:
+        script = next((word for word in process.argv[1:] if not word.startswith("-")), "")
+        return os.path.basename(script) or process.name
     return process.name or "?"
 
 

@@ -17,73 +17,88 @@ def wiring(processes, descriptors, caption, base=None, all_descriptors=False, la
     processes = [p for column in columns for p in column]
     base = base or outermost([p for p in processes if p.pid])
     labels = labels or {}
-    lines = connections(descriptors)
-    ends = {d for line in lines for d in line}
-    drawn = [d for d in descriptors if d in ends or d.pid and (d.number <= 2 or all_descriptors)]
-    ports = {}  # the same open thing for the same process -> its descriptors
-    for d in drawn:
-        ports.setdefault((d.pid, d.target, d.access, d.device, d.inode, d.pty), []).append(d)
-    names = {d: f"d{rank}" for rank, row in enumerate(ports.values()) for d in row}
+    rows, lines = plan(processes, descriptors, all_descriptors)
+    names = {row: f"d{rank}" for rank, row in enumerate(row for own in rows.values() for row in own)}
+    titles = {p.pid: labels.get(p.pid) or title(p) for p in processes}
     body = ["rankdir=LR; nodesep=0.25; ranksep=0.9;"]
-    text = []
-    for p in processes:
-        rows = [row for (pid, *_), row in ports.items() if pid == p.pid]
-        body.append(_node(p, rows, names, base, labels.get(p.pid)))
-        text += _text(p, rows, lines, {q.pid: labels.get(q.pid) or title(q) for q in processes})
+    body += [_node(p, rows[p.pid], names, base, titles[p.pid]) for p in processes]
     body += [f"{{ rank=same; {'; '.join(f'p{p.pid}' for p in column)} }}" for column in columns if len(column) > 1]
     for left, right in zip(columns, columns[1:], strict=False):
         body += [f"p{a.pid} -> p{b.pid} [style=invis];" for a in left for b in right]
-    seen = set()
     order = {p.pid: position for position, column in enumerate(columns) for p in column}
-    for writer, reader in lines:
-        edge = (names[writer], names[reader])
-        if edge in seen or edge[::-1] in seen:
-            continue
-        seen.add(edge)
-        both = "dir=both, arrowtail=normal, " if writer.access == "rw" and reader.access == "rw" else ""
-        dashed = "style=dashed, " if writer.kind == "file" else ""
-        backwards = order[writer.pid] > order[reader.pid]
-        sides = ("w", "e") if backwards else ("e", "w")
+    for writer, reader, both in lines:
+        (a, *_), (b, *_) = writer, reader
+        sides = ("w", "e") if order[a.pid] > order[b.pid] else ("e", "w")
+        look = ("dir=both, arrowtail=normal, " if both else "") + ("style=dashed, " if a.kind == "file" else "")
         body.append(
-            f"p{writer.pid}:{edge[0]}:{sides[0]} -> p{reader.pid}:{edge[1]}:{sides[1]} "
-            f'[{both}{dashed}arrowhead=normal, arrowsize=0.7, color="#444444", constraint=false];'
+            f"p{a.pid}:{names[writer]}:{sides[0]} -> p{b.pid}:{names[reader]}:{sides[1]} "
+            f'[{look}arrowhead=normal, arrowsize=0.7, color="#444444", constraint=false];'
         )
-    return Picture(caption, digraph(caption, body), "\n".join(text))
+    text = [line for p in processes for line in _text(p, rows[p.pid], lines, titles)]
+    return Picture(caption, digraph(caption, body), "\n".join(text), colours=32)
+
+
+def plan(processes, descriptors, all_descriptors=False):
+    """What is to be drawn: ({pid: [row, ...]}, [(from row, to row, both ways?), ...]).
+
+    A row is a tuple of descriptors: those by which one process holds the same end of the same thing.
+    """
+    joined = connections(descriptors)
+    ends = {d for line in joined for d in line}
+    rows = {}
+    for d in descriptors:
+        if d in ends or d.pid and (d.number <= 2 or all_descriptors):
+            rows.setdefault((d.pid, d.target, d.access, d.device, d.inode, d.pty), []).append(d)
+    row_of = {d: tuple(row) for row in rows.values() for d in row}
+    lines = {}
+    for a, b in joined:
+        there = (row_of[a], row_of[b])
+        if there[::-1] not in lines:
+            lines[there] = a.access == b.access == "rw"
+    own = {p.pid: [row for row in dict.fromkeys(row_of.values()) if row[0].pid == p.pid] for p in processes}
+    return own, [(*there, both) for there, both in lines.items()]
 
 
 def connections(descriptors):
     """[(from, to)] for every two descriptors of two processes that are ends of one thing.
 
     That is a pipe, a fifo, a socket pair, a terminal, or a file that one only writes and the other only reads.
+    Two ends in one process are its own plumbing, and left out.
     """
-    return [(a, b) for a in descriptors for b in descriptors if a.pid != b.pid and _connected(a, b)]
+    things = {}  # what can be one thing -> its descriptors
+    for d in descriptors:
+        things.setdefault(_thing(d), []).append(d)
+    found = []
+    for a in descriptors:
+        found += [(a, b) for b in things.get(_thing(a, other=True), ()) if a.pid != b.pid and _goes(a, b)]
+    return found
 
 
-def _connected(a, b):
-    """Whether a line goes from `a` to `b`. Two ends in one process are its own plumbing, and left out before."""
-    if a.kind != b.kind:
-        return False
+def _thing(d, other=False):
+    """What a descriptor is an end of. For a socket, whose two ends have numbers of their own, this or the `other`."""
+    if d.kind == "socket":
+        return "socket", d.peer if other else d.inode
+    if d.kind == "pty":
+        return "pty", d.device, d.pty  # /dev/pts/0 is another one in every container
+    return d.kind, d.device, d.inode
+
+
+def _goes(a, b):
+    """Whether bytes go from `a` to `b`, two descriptors of one thing. A line for both ways is drawn from one side."""
     if a.kind in ("pipe", "fifo"):
-        return _same(a, b) and "w" in a.access and "r" in b.access
+        return "w" in a.access and "r" in b.access
     if a.kind == "file":
-        return _same(a, b) and (a.access, b.access) == ("w", "r")
+        return (a.access, b.access) == ("w", "r")
     if a.kind == "socket":
-        return a.peer == b.inode and a.pid < b.pid  # one line for both ways
-    if a.kind == "pty":
-        ends = a.pty == b.pty is not None and a.device == b.device  # /dev/pts/0 is another one in every container
-        return ends and _is_master(a) and not _is_master(b)
-    return False
-
-
-def _same(a, b):
-    return (a.device, a.inode) == (b.device, b.inode)
+        return a.pid < b.pid
+    return a.kind == "pty" and a.pty is not None and _is_master(a) and not _is_master(b)
 
 
 def _is_master(d):
     return "ptmx" in d.target
 
 
-def _what(d):
+def what(d):
     """A descriptor's other side in a few words."""
     if d.kind == "pty":
         return f"terminal {'master' if _is_master(d) else shorten(d.target.removeprefix('/dev/'), 12)}"
@@ -103,14 +118,12 @@ def _tail(path):
     return name if len(name) <= 24 else "…" + name[-18:]
 
 
-def _node(process, rows, names, base, label):
+def _node(process, rows, names, base, words):
     part = role(process, base)
-    cells = [
-        f'<tr><td bgcolor="{FILLS[part]}"><b>{escape(label or title(process))}</b> {escape(pids(process))}</td></tr>'
-    ]
+    cells = [f'<tr><td bgcolor="{FILLS[part]}"><b>{escape(words)}</b> {escape(pids(process))}</td></tr>']
     for row in rows:
         numbers = " ".join(str(d.number) for d in row)
-        cells.append(f'<tr><td port="{names[row[0]]}" align="left"> {numbers}   {escape(_what(row[0]))} </td></tr>')
+        cells.append(f'<tr><td port="{names[row]}" align="left"> {numbers}   {escape(what(row[0]))} </td></tr>')
     look = f'border="0" cellborder="1" cellspacing="0" cellpadding="4" color="{COLOURS[part]}"'
     table = f"<table {look}>{''.join(cells)}</table>"
     return f"p{process.pid} [shape=plain, style=solid, label=<{table}>];"
@@ -120,15 +133,15 @@ def _text(process, rows, lines, names):
     said = [f"{names[process.pid]} {pids(process)}"]
     for row in rows:
         others = {}  # (arrow, process) -> its descriptors
-        for a, b in [line for d in row for line in lines if d in line]:
-            other = b if a in row else a
-            arrow = "<->" if a.access == b.access == "rw" else ("->" if a in row else "<-")
-            numbers = others.setdefault((arrow, other.pid), [])
-            numbers += [other.number] if other.number not in numbers else []
+        for a, b, both in lines:
+            if row in (a, b):
+                other = b if row == a else a
+                arrow = "<->" if both else ("->" if row == a else "<-")
+                others.setdefault((arrow, other[0].pid), []).extend(d.number for d in other)
         ends = [
             f"{arrow} {names[pid]}{f' {pid}' if pid else ''} ({' '.join(map(str, numbers))})"
             for (arrow, pid), numbers in others.items()
         ]
         numbers = " ".join(str(d.number) for d in row)
-        said.append(f"  {numbers:<6} {_what(row[0]):<16} {', '.join(ends)}".rstrip())
+        said.append(f"  {numbers:<6} {what(row[0]):<16} {', '.join(ends)}".rstrip())
     return said
