@@ -131,7 +131,7 @@ class Lab:
             descriptors = [file.fileno() for file in (*stdio, theirs)]
             request = {"argv": argv, "cwd": str(cwd), "env": environment(env), "tty": terminal}
             self._send(request, descriptors)
-        status.settimeout(10)
+        status.settimeout(30)
         message = status.recv(4096)
         if not message:
             raise LabError(f"the lab {self.name} has ended: start a new one with start_lab()")
