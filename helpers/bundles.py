@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path, PurePosixPath
 
-from helpers import machine
+from helpers import machine, processes
 
 APPLETS = [
     *("sh", "cat", "cp", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip", "ipcs", "kill"),
@@ -66,6 +66,16 @@ def adapt(config, lab):
                 mount["options"].remove("gid=5")
                 taken.append(f"gid=5 of {mount['destination']}")
     return taken
+
+
+def keep_cgroup(config, lab, name):
+    """Have whichever runtime make the container's cgroup below the lab's own: crun's default is at the very top.
+
+    Where the lab may make none, the config stays as it is. See also: cgroups(7).
+    """
+    if lab.limits:
+        home = processes.read_one(1, lab.proc).cgroup.removesuffix("/steps")
+        config["linux"]["cgroupsPath"] = f"{home}/{name}"
 
 
 def _maps_group(lab, number):

@@ -54,7 +54,7 @@ def judged():
 
 
 def outcome(runtime, check):
-    if check.needs == "limits" and runtime.cgroups is None:
+    if check.needs == "limits" and "pids" not in runtime.lab.limits:
         return "limit memory and processes"
     if check.needs == "users" and os.getuid() != 0 and not machine.has_subordinate_ids():
         return "have more than one user in a lab"
