@@ -90,6 +90,38 @@ def bench(argv):
     return benchmarks.main(as_json="--json" in flags, with_setup="--setup" in flags)
 
 
+def workshop(argv):
+    """Hold a workshop on this machine, or end the one that runs."""
+    from helpers.workshop import keeper
+
+    if argv == ["--stop"]:
+        return keeper.stop()
+    return keeper.hold(keeper.Wanted(**wanted(argv)))
+
+
+def wanted(argv):
+    """The options of a workshop, as keyword arguments for keeper.Wanted."""
+    numbers = {"--seats": 200, "--port": 65535, "--memory": 1 << 20, "--disk": 1 << 20, "--processes": 1 << 20}
+    found, words = {}, list(argv)
+    while words:
+        word = words.pop(0)
+        takes = {"--new-cards": 0, "--ip": 1, "--certificate": 2, **dict.fromkeys(numbers, 1)}.get(word)
+        if takes is None:
+            raise Misused(f"there is no argument {word!r} here")
+        values, words = words[:takes], words[takes:]
+        if len(values) < takes:
+            raise Misused(f"{word} needs {'a value' if takes == 1 else 'two files: the certificate and its key'}")
+        name = word.removeprefix("--").replace("-", "_")
+        if word in numbers:
+            least = 0 if word == "--port" else 1  # port 0: one that is free
+            if not values[0].isdecimal() or not least <= int(values[0]) <= numbers[word]:
+                raise Misused(f"{word} takes a number from {least} to {numbers[word]}")
+            found[name] = int(values[0])
+        else:
+            found[name] = values[0] if takes == 1 else tuple(values) or True
+    return found
+
+
 def test(argv):
     """Run ruff and then pytest, with `argv` for pytest, whose closing line is the last."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # ruff and jupyter
@@ -169,7 +201,8 @@ def find_lab(name=""):
     found = []
     for ledger in cleanup.ledgers():
         who = dict(cleanup.entries(ledger)).get("init")
-        if who and cleanup.is_alive(ledger) and Path(ledger).stem.startswith(name):
+        is_lab = not Path(ledger).stem.startswith("workshop-")
+        if is_lab and who and cleanup.is_alive(ledger) and Path(ledger).stem.startswith(name):
             found.append((who[1], ledger))
     return max(found)[1] if found else None
 
@@ -195,6 +228,7 @@ COMMANDS = {
     "doctor": doctor,
     "render": render,
     "bench": bench,
+    "workshop": workshop,
     "test": test,
     "reset": reset,
     "enter": enter,

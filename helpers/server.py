@@ -46,14 +46,14 @@ def layout(notebook):
     }
 
 
-def prepare():
+def prepare(state=STATE):
     """Write the settings, and the layout where there is none yet: later the reader's own arrangement stays."""
     from jupyterlab_server.workspaces_handler import WorkspacesManager
 
-    settings = STATE / "config" / "labconfig" / "default_setting_overrides.json"
+    settings = state / "config" / "labconfig" / "default_setting_overrides.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text(json.dumps(SETTINGS, indent=1) + "\n")
-    places = STATE / "workspaces"
+    places = state / "workspaces"
     places.mkdir(exist_ok=True)
     lesson = first_lesson()
     if lesson and not any(places.iterdir()):
