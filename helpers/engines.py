@@ -25,6 +25,8 @@ default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+runtime_supports_nocgroup = ["crun", "vmrun"]
+runtime_supports_nocgroups = ["crun", "vmrun"] # the manual calls it this, the program that
 [network]
 network_config_dir = "/run/lab/engines/networks"
 """
