@@ -198,7 +198,7 @@ def descriptors(pid, proc="/proc", sockets=None):
     for number in numbers:
         try:
             target = os.readlink(f"{proc}/{pid}/fd/{number}")
-            info = _slurp(f"{proc}/{pid}/fdinfo/{number}")
+            info = slurp(f"{proc}/{pid}/fdinfo/{number}")
             status = os.stat(f"{proc}/{pid}/fd/{number}")
         except OSError:
             continue

@@ -46,10 +46,11 @@ def layout(notebook):
     }
 
 
-def prepare(state=STATE):
+def prepare(state=None):
     """Write the settings, and the layout where there is none yet: later the reader's own arrangement stays."""
     from jupyterlab_server.workspaces_handler import WorkspacesManager
 
+    state = state or STATE
     settings = state / "config" / "labconfig" / "default_setting_overrides.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text(json.dumps(SETTINGS, indent=1) + "\n")
