@@ -49,7 +49,7 @@ def film(film, caption):
 
 def part(name, inside):
     """The role (a key of COLOURS) of a process with this name, inside namespaces of its own or not."""
-    return role(Process(0, 0, name.split(" ")[0], namespaces=(("pid", int(inside)),)), BASE)
+    return role(Process(2, 1, name.split(" ")[0], namespaces=(("pid", int(inside)),)), BASE)
 
 
 def lives(film):
