@@ -33,6 +33,7 @@ OWED = {
     "01-runc": "S1 S2 S3 S4 S10 S11 C1 C2 C3 C4 C6 I5 I6",
     "02-namespaces": "P1 P2 P5 P16 C7 C8 C11 C13 I7 I8 A17",
     "03-no-image": "I1 I2 I3 I4 I9 I10 I11 I12 I13",
+    "04-shim": "S5 S6 S7 S8 S9 S12 F1 F2 F3 F4 F5 F6 F7 F8 F9 F12 T1 T2 T3 T4 T5 T6 T7",
     "05-attach-vs-exec": "A1 A2 A3 A4 A5 A6 A7 A8 A9 A10 A11 A12 A13 A14 A15 A16 A18 A19",
 }
 
