@@ -98,10 +98,11 @@ def podman(lab):
     return {"HOME": HOME, "XDG_RUNTIME_DIR": HOME, **settings}
 
 
-def docker(lab):
+def docker(lab, runtimes=None):
     """Start a Docker daemon in the lab, unless it runs, and return the environment for `docker` commands.
 
-    It runs in rootless mode, for root too: so it makes no cgroups and no network. Raises EngineError with the reason.
+    It runs in rootless mode, for root too: so it makes no cgroups and no network. `runtimes` are further ones for
+    `docker run --runtime`, as {name: path}. Raises EngineError with the reason.
     """
     if not all(map(machine.find, ("docker", "dockerd", "containerd"))):
         raise EngineError("Docker is missing, or only its command is here")
@@ -125,6 +126,7 @@ def docker(lab):
             "--ip-forward=false", "--ip-masq=false", "--bridge=none", "--storage-driver=vfs",
             f"--data-root={HOME}/docker", f"--exec-root={HOME}/exec", f"--pidfile={HOME}/docker.pid",
             f"--host=unix://{HOME}/docker.sock",
+            *(f"--add-runtime={name}={path}" for name, path in (runtimes or {}).items()),
         ],
         stdout=log, stderr=log, echo=False, env={**client, **rootless, "PATH": search},
     )  # fmt: skip

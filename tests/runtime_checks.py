@@ -748,7 +748,7 @@ echo @args; printf '<%s>' "$@"; echo
 echo @mounts; cat /proc/mounts
 echo @hostname; hostname
 echo @numbers; ls /proc
-echo @commands; cat /proc/[0-9]*/cmdline
+echo @commands; cat /proc/[0-9]*/cmdline; echo
 echo @interfaces; cat /proc/net/dev
 echo @fds; for n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && echo $n; done
 echo @devices; for d in null zero full random urandom tty ptmx; do ls -lL /dev/$d; done
