@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -103,15 +103,29 @@ def tree(lab, caption="The processes of the lab, now"):
     return Moving(twin, follow, caption=caption, rows=rows(now, {}, {}))
 
 
-def film(film, caption):
-    """A film (helpers.film.record) with a slider over its frames, and with a button that plays it."""
+@dataclass(frozen=True)
+class Words:
+    """A twin in words alone, for a page that shows the picture already."""
+
+    text: str
+
+    def bundle(self):
+        return {"text/plain": self.text}, {}
+
+
+def film(film, caption, picture=True):
+    """A film (helpers.film.record) with a slider over its frames, and with a button that plays it.
+
+    Its static twin is the film's picture or, with picture=False, what happens in each frame, in words.
+    """
     table, frames = {}, []
     for frame in films.film_frames(film):
         positions = []
         for shown in film_rows(frame):
             positions.append(table.setdefault(json.dumps(shown), len(table)))
         frames.append([frame.ms, frame.words, positions])
-    twin = film_picture(film, caption)
+    said = "\n".join([caption, *(f"{ms:6.1f} ms  {words}" for ms, words, _ in frames)])
+    twin = film_picture(film, caption) if picture else Words(said)
     return Moving(twin, kind="film", caption=caption, rows=list(map(json.loads, table)), frames=frames, playing=False)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from helpers import cgroups, machine
 
+TITLES = ("This lesson needs", "Here", "Without it")
 NEXT_TO_CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -51,12 +52,13 @@ class Preflight:
         return table(self.rows())
 
     def _repr_html_(self):
-        rows = [[html.escape(cell) for cell in row] for row in self.rows()]
-        body = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows)
-        return (
-            "<table><thead><tr><th>This lesson needs</th><th>Here</th><th>Without it</th></tr></thead>"
-            f"<tbody>{body}</tbody></table>"
-        )
+        left = 'align="left" style="text-align: left"'  # GitHub drops the style, and Jupyter's own beats the attribute
+
+        def row(kind, cells):
+            return "<tr>" + "".join(f"<{kind} {left}>{html.escape(cell)}</{kind}>" for cell in cells) + "</tr>"
+
+        body = "".join(row("td", cells) for cells in self.rows())
+        return f"<table><thead>{row('th', TITLES)}</thead><tbody>{body}</tbody></table>"
 
 
 def preflight(lab, *, needs=()):

@@ -124,6 +124,15 @@ def test_a_widget_carries_its_picture_and_its_text_for_pages_where_nothing_moves
     assert metadata["image/png"]["alt"] == "A container is born."
 
 
+def test_beside_its_picture_a_film_has_its_frames_in_words():
+    data, metadata = live.film(small_film(), caption="A container is born.", picture=False)._repr_mimebundle_()
+    assert "image/png" not in data and metadata == {}
+    assert data["text/plain"].splitlines()[:3] == [
+        "A container is born.", "   0.0 ms  Before the command.", "   1.0 ms  PID 1 forks: PID 5 begins."
+    ]  # fmt: skip
+    assert data["text/plain"].endswith("40.0 ms  The parent of PID 9 (1 inside) has gone: PID 1 adopts it.")
+
+
 # ---- the thread, in a real lab
 
 

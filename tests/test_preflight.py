@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import nbformat
 import pytest
 from conftest import CHECKOUT
 
@@ -52,7 +53,21 @@ def test_a_need_that_is_not_met_says_what_is_lost_and_the_mend():
     table = preflight.Preflight(found)
     assert "x" not in table
     assert repr(table) == "Docker  no: missing  One cell. install <it>"
-    assert "<td>One cell. install &lt;it&gt;</td>" in table._repr_html_()
+    assert ">One cell. install &lt;it&gt;</td>" in table._repr_html_()
+
+
+def test_the_table_stands_to_the_left_on_a_page_of_its_notebook(browser, tmp_path):
+    from nbconvert import HTMLExporter
+
+    table = preflight.Preflight({"x": preflight.Finding("Docker", True, "24.0")})
+    cell = nbformat.v4.new_code_cell("preflight(lab)")
+    cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": table._repr_html_()})]
+    source, _ = HTMLExporter().from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    (tmp_path / "page.html").write_text(source)
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    aligned = page.locator("table th, table td").evaluate_all("cells => cells.map(c => getComputedStyle(c).textAlign)")
+    assert len(aligned) == 6 and set(aligned) == {"left"}
 
 
 def test_a_refused_way_says_why_and_what_mends_it():
@@ -103,6 +118,7 @@ def test_a_browser_opens_only_where_the_reader_could_see_it(display, monkeypatch
 
 
 SKIPS = """
+import nbformat
 import pytest
 def test_runs(): pass
 def test_excused(): pytest.skip("this machine can't: fly")
