@@ -132,6 +132,14 @@ def test(argv):
     return status or checked.returncode
 
 
+def kernel(argv):
+    """Get the kernel that virtual machines boot."""
+    options(argv)
+    from helpers import kernel
+
+    return kernel.main()
+
+
 def reset(argv):
     """Undo what dead labs left, and nothing else; with --all, end the living labs of this user first."""
     flags, _ = options(argv, "--all")
@@ -232,6 +240,7 @@ COMMANDS = {
     "test": test,
     "reset": reset,
     "enter": enter,
+    "kernel": kernel,
 }
 
 if __name__ == "__main__":
