@@ -29,7 +29,7 @@ def run(*arguments, timeout=60, **environment):
 def test_help_names_every_command():
     said = run("--help")
     assert said.returncode == 0
-    for word in ("test", "doctor", "reset", "enter", "render", "bench", "--yes"):
+    for word in ("test", "doctor", "reset", "enter", "render", "bench", "kernel", "--yes"):
         assert word in said.stdout
 
 
