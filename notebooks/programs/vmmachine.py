@@ -406,7 +406,7 @@ def last_words():
 
 
 def waited(pid):
-    """For how many seconds this process was ready to run and others had the processors: see proc(5), schedstat."""
+    """The seconds in which this process could have run, and others had the processors. See proc(5)."""
     total = 0
     for task in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{task}/schedstat") as file:
