@@ -4,22 +4,25 @@ Each function makes an engine ready and returns the environment for its commands
 
     lab.run(["podman", "load", "--input", "hello.tar"], env=engines.podman(lab))
 
-The reader's own images and containers are neither seen nor touched, and no cgroup is made, because a cgroup
-would outlive the lab. See also: containers.conf(5), containers-storage.conf(5), dockerd(8).
+The reader's own images and containers are neither seen nor touched. A cgroup would outlive the lab, so none is made,
+unless it is asked for (`limits=True`) and the lab has a cgroup of its own: below that one. `cri` starts what a
+Kubernetes node has. See also: containers.conf(5), containers-storage.conf(5), dockerd(8), containerd(8).
 """
 
+import json
 import os
 import shutil
 from pathlib import Path
 
-from helpers import bundles, machine, processes
+from helpers import bundles, cgroups, machine, processes
 from helpers.lab import PIPE
 
 HOME = "/run/lab/engines"
+SEARCH = f"{HOME}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAMS = Path(__file__).resolve().parent.parent / "notebooks/programs"
 CONTAINERS = """
 [containers]
-cgroups = "disabled"
+cgroups = "CGROUPS"
 netns = "none"
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 [engine]
@@ -36,6 +39,36 @@ driver = "vfs"
 graphroot = "/run/lab/engines/images"
 runroot = "/run/lab/engines/run"
 """
+CONTAINERD = """
+version = 2
+root = "/run/lab/engines/cri/root"
+state = "/run/lab/engines/cri/state"
+disabled_plugins = [
+    "io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+]
+[grpc]
+address = "/run/lab/engines/cri/containerd.sock"
+[ttrpc]
+address = "/run/lab/engines/cri/containerd.sock.ttrpc"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "PAUSE"
+restrict_oom_score_adj = true
+disable_apparmor = true
+disable_cgroup = CGROUPLESS
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "PLUGINS"
+conf_dir = "/run/lab/engines/cri/net.d"
+"""
+NETWORK = {
+    "cniVersion": "0.4.0", "name": "pods", "plugins": [{
+        "type": "bridge", "bridge": "cni0", "isGateway": True,
+        "ipam": {"type": "host-local", "subnet": "10.85.0.0/24", "dataDir": f"{HOME}/cri/addresses"},
+    }],
+}  # fmt: skip
+WRITTEN = ("/etc", "/opt", "/var/lib")  # places on the machine in which engines keep keys, caches and addresses
+PLUGINS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'  # nothing is fetched: all images are made in the lab
 
 
@@ -43,10 +76,10 @@ class EngineError(RuntimeError):
     """The engine can't run here. One sentence says why."""
 
 
-def offer(engine, lab):
-    """What `engine(lab)` returns, or None where it can't run here; then the reason is printed."""
+def offer(engine, lab, **how):
+    """What `engine(lab, **how)` returns, or None where it can't run here; then the reason is printed."""
     try:
-        return engine(lab)
+        return engine(lab, **how)
     except EngineError as error:
         print(f"{error}. The cells that need it go on without.")
         return None
@@ -80,29 +113,34 @@ def attach(lab, name):
     return step
 
 
-def podman(lab):
+def podman(lab, limits=False):
     """Make Podman ready, and return the environment for `podman` (and `skopeo`) commands.
 
-    Raises EngineError when it is missing.
+    `limits`: its containers get cgroups, below the lab's own, where the lab has one. Raises EngineError when it
+    is missing.
     """
     if not machine.find("podman"):
         raise EngineError("Podman is missing")
     if not machine.find("crun"):
         raise EngineError("Podman here has no crun, and with runc it makes cgroups that would outlive the lab")
     _settle(lab)
-    lab.path(f"{HOME}/containers.conf").write_text(CONTAINERS)
+    inside = _inside_cgroup(lab, "podman") if limits else {}
+    # Without a right to cgroups Podman makes none by itself on v1, and its pods don't bear "disabled".
+    switch = "enabled" if inside or (limits and cgroups.mode() != "v2") else "disabled"
+    lab.path(f"{HOME}/containers.conf").write_text(CONTAINERS.replace("CGROUPS", switch))
     lab.path(f"{HOME}/storage.conf").write_text(STORAGE)
     settings = {"CONTAINERS_CONF": f"{HOME}/containers.conf", "CONTAINERS_STORAGE_CONF": f"{HOME}/storage.conf"}
     if os.getuid() != 0:  # what `podman unshare` says to its children: this is a user namespace, there is no other root
         settings |= {"_CONTAINERS_USERNS_CONFIGURED": "done", "_CONTAINERS_ROOTLESS_UID": str(os.getuid())}
-    return {"HOME": HOME, "XDG_RUNTIME_DIR": HOME, **settings}
+    return {"HOME": HOME, "XDG_RUNTIME_DIR": HOME, **settings, **inside}
 
 
-def docker(lab, runtimes=None):
+def docker(lab, runtimes=None, limits=False):
     """Start a Docker daemon in the lab, unless it runs, and return the environment for `docker` commands.
 
     It runs in rootless mode, for root too: so it makes no cgroups and no network. `runtimes` are further ones for
-    `docker run --runtime`, as {name: path}. Raises EngineError with the reason.
+    `docker run --runtime`, as {name: path}. `limits`: where the lab has a cgroup of its own, the daemon runs as root's
+    would, and makes its cgroups below that one. Raises EngineError with the reason.
     """
     if not all(map(machine.find, ("docker", "dockerd", "containerd"))):
         raise EngineError("Docker is missing, or only its command is here")
@@ -112,23 +150,28 @@ def docker(lab, runtimes=None):
     client = {"HOME": HOME, "DOCKER_HOST": f"unix://{HOME}/docker.sock"}
     if _answers(lab, client):
         return client
+    # The lab's own network, and nobody else's: else every `docker run` warns that it doesn't forward.
+    lab.run(["tee", "/proc/sys/net/ipv4/ip_forward"], stdin="1", echo=False, check=False)
     proxy = lab.path(f"{HOME}/bin/rootlesskit-docker-proxy")  # looked for at the start, and used for published ports
     proxy.parent.mkdir(exist_ok=True)
     proxy.write_text("#!/bin/sh\n")
     proxy.chmod(0o755)
-    search = f"{HOME}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     lab.path(f"{HOME}/xdg").mkdir(exist_ok=True)  # `docker exec` puts the process's description there
     rootless = {"_DOCKERD_ROOTLESS": "1", "ROOTLESSKIT_STATE_DIR": HOME, "XDG_RUNTIME_DIR": f"{HOME}/xdg"}
+    mode = ["--rootless"]
+    if limits and lab.cgroup and os.getuid() == 0:
+        rootless = {"XDG_RUNTIME_DIR": f"{HOME}/xdg"}
+        mode = ["--exec-opt=native.cgroupdriver=cgroupfs", f"--cgroup-parent={lab.cgroup}"]
     log = f"{HOME}/dockerd.log"
     daemon = lab.start(
         [
-            "dockerd", "--rootless", "--userland-proxy=false", "--iptables=false", "--ip6tables=false",
+            "dockerd", *mode, "--userland-proxy=false", "--iptables=false", "--ip6tables=false",
             "--ip-forward=false", "--ip-masq=false", "--bridge=none", "--storage-driver=vfs",
             f"--data-root={HOME}/docker", f"--exec-root={HOME}/exec", f"--pidfile={HOME}/docker.pid",
             f"--host=unix://{HOME}/docker.sock",
             *(f"--add-runtime={name}={path}" for name, path in (runtimes or {}).items()),
         ],
-        stdout=log, stderr=log, echo=False, env={**client, **rootless, "PATH": search},
+        stdout=log, stderr=log, echo=False, env={**client, **rootless, "PATH": SEARCH},
     )  # fmt: skip
 
     def settled():
@@ -156,6 +199,90 @@ def make_image(lab, engine, env, name="box"):
     return name
 
 
+def inside(lab, tool, names, env):
+    """The first processes of the containers with these names, as `podman inspect` or `docker inspect` tell them."""
+    said = lab.run([tool, "inspect", "--format", "{{.State.Pid}}", *names], env=env, echo=False).stdout
+    return [processes.read_one(int(pid), lab.proc) for pid in said.split()]
+
+
+def _plugins():
+    """The directory of the network plugins, or None."""
+    return next((place for place in PLUGINS if os.path.exists(f"{place}/bridge")), None)
+
+
+def lacking_for_cri():
+    """What `cri` needs and this machine hasn't got, by name."""
+    lacking = [name for name in ("containerd", "ctr", "curl") if not machine.find(name)]
+    return lacking + ([] if _plugins() else ["containernetworking-plugins"])
+
+
+def cri(lab, pause):
+    """Start a containerd in the lab as a Kubernetes node has it, and return the path of its socket.
+
+    `pause` is the image that holds its pods: load it before the first pod. Pods get a network of the lab's own.
+    Raises EngineError with the reason.
+    """
+    lacking = lacking_for_cri()
+    if lacking:
+        raise EngineError(f"A Kubernetes node can't be made here: {', '.join(lacking)} missing")
+    if not _has_more_users(lab):
+        raise EngineError("containerd gives terminals to a group, and this lab has one user and one group")
+    _settle(lab)
+    if os.getuid() != 0:
+        lab.run(["mount", "-t", "tmpfs", "var", "/var/lib"], echo=False)  # the plugins keep addresses there
+    home, socket = lab.path(f"{HOME}/cri"), f"{HOME}/cri/containerd.sock"
+    (home / "net.d").mkdir(parents=True, exist_ok=True)
+    (home / "net.d/pods.conflist").write_text(json.dumps(NETWORK))
+    cgroupless = "false" if lab.limits else "true"
+    config = CONTAINERD.replace("PAUSE", pause).replace("PLUGINS", _plugins()).replace("CGROUPLESS", cgroupless)
+    (home / "config.toml").write_text(config)
+    log = f"{HOME}/cri/containerd.log"
+    daemon = lab.start(["containerd", "--config", f"{HOME}/cri/config.toml"], stdout=log, stderr=log, echo=False)
+
+    def answers():
+        asked = ["ctr", "--address", socket, "--timeout", "2s", "version"]
+        return lab.run(asked, echo=False, check=False).code == 0
+
+    try:
+        ended = processes.wait_until(
+            lambda: "answers" if answers() else processes.read_one(daemon.pid, lab.proc) is None,
+            "containerd to answer", 20,
+        )  # fmt: skip
+    except TimeoutError:
+        daemon.kill()
+        raise EngineError("containerd did not answer in 20 s") from None
+    if ended != "answers":
+        raise EngineError(f"containerd ended at once: {lab.path(log).read_text().strip().splitlines()[-1]}")
+    return socket
+
+
+def _inside_cgroup(lab, program):
+    """An environment in which `program` sees the lab's cgroup as the top of all cgroups; {} where that can't be.
+
+    Podman puts its pods at the top, where they would outlive the lab. A process that stays holds the two namespaces
+    for it: a cgroup namespace, and a table of mounts in which the hierarchies begin there.
+    """
+    mounted = [h for h in cgroups.hierarchies(f"/proc/{lab.pid}") if h.version == 1]
+    if not lab.limits or cgroups.mode() == "v2" or os.getuid() != 0:
+        return {}
+    named = [("none," if h.controllers[0].startswith("name=") else "") + ",".join(h.controllers) for h in mounted]
+    places = [word for h, options in zip(mounted, named, strict=True) for word in (h.mountpoint, options)]
+    remount = 'while [ $# -gt 0 ]; do umount "$1" && mount -t cgroup -o "$2" cgroup "$1"; shift 2; done'
+    holder = lab.start(
+        ["unshare", "--cgroup", "--mount", "sh", "-c", f"set -e; {remount}; exec sleep infinity", "sh", *places],
+        echo=False,
+    )
+    processes.wait_until(
+        lambda: next((p for p in lab.find("sleep") if p.pid == holder.pid), None), "a holder of Podman's view", 20
+    )
+    wrapper = lab.path(f"{HOME}/bin/{program}")
+    wrapper.parent.mkdir(exist_ok=True)
+    enter = f"nsenter --target {holder.pid} --cgroup --mount"
+    wrapper.write_text(f'#!/bin/sh\nexec {enter} --wd="$PWD" {machine.find(program)} "$@"\n')
+    wrapper.chmod(0o755)
+    return {"PATH": SEARCH}
+
+
 def _answers(lab, client):
     return lab.run(["docker", "version"], echo=False, check=False, env=client).code == 0
 
@@ -173,3 +300,10 @@ def _settle(lab):
     (home / ".config/containers").mkdir(parents=True)
     (home / ".config/containers/policy.json").write_text(POLICY)
     lab.run(["mount", "-t", "tmpfs", "shm", "/dev/shm"], echo=False)
+    if os.getuid() == 0:  # who is root on the machine could leave files there; what an engine writes stays in the lab
+        for place in filter(os.path.isdir, WRITTEN):
+            layers = [f"{HOME}/{kind}{place.replace('/', '-')}" for kind in ("upper", "work")]
+            for layer in layers:
+                lab.path(layer).mkdir()
+            options = f"lowerdir={place},upperdir={layers[0]},workdir={layers[1]}"
+            lab.run(["mount", "-t", "overlay", "overlay", "-o", options, place], echo=False)

@@ -159,6 +159,12 @@ class Lab:
         """The lab's own /proc, as this notebook's process sees it: the PIDs in it are the lab's."""
         return f"/proc/{self.pid}/root/proc"
 
+    @property
+    def cgroup(self):
+        """The lab's cgroup, as `cgroupsPath` and `--cgroup-parent` take it; "" when it has none. All below it goes
+        with the lab."""
+        return processes.read_one(1, self.proc).cgroup.removesuffix("/steps") if self.limits else ""
+
     def processes(self):
         """Every process in the lab, as `processes.Process` records with the lab's PIDs."""
         return processes.read(self.proc)
@@ -192,9 +198,19 @@ class Lab:
         return [p for p in self.processes() if p.name == name]
 
     def container(self, name, runtime="runc"):
-        """The first process of a container, found by the PID that `runc state` prints."""
-        pid = self.run([runtime, "state", name], echo=False).json()["pid"]
-        return processes.read_one(pid, self.proc)
+        """The first process of a container, found by the PID that `runc state` prints.
+
+        Of one that is `running` it waits for the program: for a moment after the start the process is still runc.
+        """
+        state = self.run([runtime, "state", name], echo=False).json()
+
+        def itself():
+            found = processes.read_one(state["pid"], self.proc)
+            return found if found is None or not found.name.startswith("runc:") else False
+
+        if state["status"] == "running":
+            processes.wait_until(lambda: itself() is not False, f"{name} to become its program")
+        return processes.read_one(state["pid"], self.proc)
 
     def status(self, name, runtime="runc"):
         """The `status` that the runtime's `state` prints for a container, or None when it knows none of that name."""

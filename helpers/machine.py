@@ -58,6 +58,7 @@ TOOLS = (
     Tool("conmon", "Podman's shim", _packages("conmon")),
     Tool("dockerd", "the Docker engine", _packages("docker", apt="docker.io", dnf="moby-engine")),
     Tool("containerd", "what Docker and Kubernetes stand on", _packages("containerd")),
+    Tool("curl", "speaks to containerd in lesson 06", _packages("curl")),
     Tool("skopeo", "copies and inspects images", _packages("skopeo")),
     Tool(QEMU, "virtual machines", _packages("qemu", apt=_QEMU_PACKAGE, dnf="qemu-kvm", pacman="qemu-base")),
 )  # fmt: skip

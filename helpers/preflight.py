@@ -152,6 +152,18 @@ def podman(_lab=None):
     return Finding("Podman", found.here, found.detail, lost, found.mend)
 
 
+def node(_lab=None):
+    """Whether containerd can be spoken to as a kubelet does."""
+    from helpers import engines  # here: it needs more than this module does
+
+    lacking = engines.lacking_for_cri()
+    lost = "The cells that make a pod as a node does say so and go on"
+    tools = [machine.tool("containerd"), machine.tool("curl")]
+    mend = f"{machine.install_command(tools)}, and its network plugins (on Debian: containernetworking-plugins)"
+    detail = f"missing: {', '.join(lacking)}" if lacking else "containerd, curl and network plugins"
+    return Finding("a Kubernetes node", not lacking, detail, lost, mend)
+
+
 def emulator(_lab=None):
     """Whether a virtual machine can be started, and how fast."""
     found = the_tool(machine.tool(machine.QEMU))
@@ -169,6 +181,7 @@ NEEDS = {
     "events": the_process_events,
     "docker": docker,
     "podman": podman,
+    "node": node,
     "vm": emulator,
 }
 

@@ -261,3 +261,28 @@ def wait_until(condition, what, timeout=10):
 def cgroup_file(feature, pid, proc="/proc"):
     """The file that holds a cgroup feature (a key of cgroups.FILES) of this process, as a Path."""
     return Path(cgroups.find_file(feature, pid, proc))
+
+
+def cgroup_number(feature, pid, proc="/proc"):
+    """The first number in the file of a cgroup feature, such as a limit in bytes; None when it says no limit."""
+    said = cgroup_file(feature, pid, proc).read_text().split()[0]
+    return None if said == "max" or int(said) < 0 or int(said) > 1 << 60 else int(said)
+
+
+def listening(pid, proc="/proc"):
+    """The TCP ports on which somebody listens, in the network namespace of this process. See also: proc_pid_net(5)."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in _lines(f"{proc}/{pid}/net/{table}"):
+            fields = line.split()
+            if fields[3] == "0A":  # TCP_LISTEN
+                found.add(int(fields[1].rpartition(":")[2], 16))
+    return found
+
+
+def _lines(path):
+    """The lines of a table of /proc below its title; [] where there is none, as without IPv6."""
+    try:
+        return _slurp(path).splitlines()[1:]
+    except OSError:
+        return []
