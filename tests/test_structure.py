@@ -35,6 +35,7 @@ OWED = {
     "03-no-image": "I1 I2 I3 I4 I9 I10 I11 I12 I13",
     "04-shim": "S5 S6 S7 S8 S9 S12 F1 F2 F3 F4 F5 F6 F7 F8 F9 F12 T1 T2 T3 T4 T5 T6 T7",
     "05-attach-vs-exec": "A1 A2 A3 A4 A5 A6 A7 A8 A9 A10 A11 A12 A13 A14 A15 A16 A18 A19",
+    "06-pods": "P3 P4 P6 P7 P8 P9 P10 P11 P12 P13 P14 P15 P17 P18 P19 P20 P21 P22 P23",
     "07-not-a-process": "C5 C9 C10 C12",
 }
 

@@ -5,24 +5,21 @@ from helpers.pictures.roles import outermost, pids, title
 from helpers.processes import NAMESPACES
 
 
-def namespace_map(processes, caption, kinds=NAMESPACES, labels=None, base=None, base_name="lab"):
+def namespace_map(processes, caption, kinds=NAMESPACES, labels=None, base=None, base_name="lab", given=False):
     """One row a process, one column a kind of namespace. A cell that spans rows is one shared namespace.
 
     `labels` is {pid: words} for the rows. `base` is the process whose namespaces count as ordinary (grey), by
     default the outermost of `processes`, and `base_name` what these are called. Kinds that could not be read
-    for anyone are left out.
+    for anyone are left out. The rows are sorted so that who shares stands together, or stay in the `given` order.
     """
     base = base or outermost(processes)
     kinds = [kind for kind in kinds if any(p.namespace(kind) for p in processes)]
-    rows = sorted(
-        processes,
-        key=lambda p: (
-            p != base,
-            [p.namespace(k) != base.namespace(k) for k in kinds],
-            [p.namespace(k) or 0 for k in kinds],
-            p.pid,
-        ),
-    )
+
+    def alike(p):
+        others = [p.namespace(k) != base.namespace(k) for k in kinds]
+        return p != base, others, [p.namespace(k) or 0 for k in kinds], p.pid
+
+    rows = list(processes) if given else sorted(processes, key=alike)
     names = {kind: _letters(rows, kind, base, base_name) for kind in kinds}
     labels = labels or {}
     body = [f"map [shape=plain, style=solid, label=<{_table(rows, kinds, names, labels)}>];"]
