@@ -82,6 +82,20 @@ def render(argv):
     return 1 if failed else 0
 
 
+def slides(argv):
+    """Make slides from lessons: one HTML file each."""
+    _, names = options(argv, words=100)
+    from helpers import rendering, slides
+
+    try:
+        paths = [path for path in rendering.notebooks(names) if path.parent.name == "notebooks"]
+    except LookupError as error:
+        raise Misused(error.args[0]) from None
+    for path in paths:
+        print(slides.write(path))
+    return 0
+
+
 def bench(argv):
     """Measure this machine."""
     flags, _ = options(argv, "--json", "--setup")
@@ -235,6 +249,7 @@ COMMANDS = {
     "open": start,
     "doctor": doctor,
     "render": render,
+    "slides": slides,
     "bench": bench,
     "workshop": workshop,
     "test": test,

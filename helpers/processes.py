@@ -283,6 +283,6 @@ def listening(pid, proc="/proc"):
 def _lines(path):
     """The lines of a table of /proc below its title; [] where there is none, as without IPv6."""
     try:
-        return _slurp(path).splitlines()[1:]
+        return slurp(path).splitlines()[1:]
     except OSError:
         return []

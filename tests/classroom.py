@@ -61,13 +61,16 @@ class Kernel:
         content = {"code": code, "silent": False, "store_history": True, "allow_stdin": False, "stop_on_error": True}
         self.socket.send(json.dumps({"header": header, "parent_header": {}, "metadata": {}, "content": content,
                                      "channel": "shell"}))  # fmt: skip
-        said, trouble, waits = [], "", {"reply", "idle"}
+        said, trouble, waits, deadline = [], "", {"reply", "idle"}, time.monotonic() + PATIENCE
         while waits:
+            assert time.monotonic() < deadline, f"no answer in {PATIENCE} s"
             message = json.loads(self.socket.recv())
+            if message["content"].get("execution_state") in ("restarting", "dead"):
+                return "".join(said), "KernelDied: its process has gone"
             if message["parent_header"].get("msg_id") != header["msg_id"]:
                 continue
             kind, content = message["header"]["msg_type"], message["content"]
-            if kind == "stream":
+            if kind == "stream" and content["name"] == "stdout":
                 said.append(content["text"])
             elif kind in ("execute_result", "display_data"):
                 said.append(content["data"].get("text/plain", ""))

@@ -224,6 +224,8 @@ import ctypes, errno, os, signal, socket, subprocess, glob, json
 def attempt(deed):
     try:
         deed()
+    except TimeoutError:
+        return "ETIMEDOUT"
     except OSError as error:
         return errno.errorcode[error.errno]
     return "done"
@@ -250,7 +252,7 @@ def test_a_seat_sees_no_process_file_or_server_of_another_and_joins_nothing(held
     assert hostile.value("[p for p in glob.glob('/proc/[0-9]*/stat') if '(sleep)' in open(p).read()]") == []
     assert victim.value("len([p for p in lab.processes() if p.name == 'sleep'])") == 1
     assert hostile.value("attempt(lambda: os.kill(1, 9))") == "EPERM"
-    assert hostile.value("[attempt(lambda: join(1, kind)) for kind in ('mnt', 'pid', 'net')]") == ["EACCES"] * 3 or True
+    assert hostile.value("[attempt(lambda: join(1, kind)) for kind in ('mnt', 'pid', 'net')]") == ["EACCES"] * 3
     # Killing by number what it can't see: every number that the machine has in use.
     hostile.run("for pid in range(2, 40000):\n    if pid != os.getpid() and not os.path.exists(f'/proc/{pid}'):\n"
                 "        try:\n            os.kill(pid, 9)\n        except OSError:\n            pass")  # fmt: skip
@@ -267,8 +269,8 @@ def test_a_seat_sees_no_process_file_or_server_of_another_and_joins_nothing(held
     unreachable = ("ENETUNREACH", "EHOSTUNREACH", "ECONNREFUSED", "ETIMEDOUT")
     tries = [(other, plan.SEAT_PORT), ("127.0.0.1", port), (plan.HUB, port), (plan.HUB, 22)]
     for address, number in tries:
-        said, trouble = hostile.run(f"print(attempt(lambda: reach({address!r}, {number})))")
-        assert said.strip() in unreachable or "timed out" in trouble, (address, number, said)
+        assert hostile.value(f"attempt(lambda: reach({address!r}, {number}))") in unreachable, (address, number)
+    assert hostile.value(f"attempt(lambda: reach({plan.HUB!r}, {plan.HUB_PORT}))") == "done"  # it could reach something
     victim.shut()
     hostile.shut()
 
@@ -292,17 +294,11 @@ def test_filling_the_disk_ends_at_the_seats_own_limit(held):
 
 BOMB = """
 import os, time
-for _ in range(20):
+while True:  # every process of it does this: it doubles until it is refused, and then tries again, for ever
     try:
-        if os.fork() == 0:
-            os.setsid()
-            while True:
-                try:
-                    os.fork()
-                except OSError:
-                    pass
+        os.fork()
     except OSError:
-        break
+        time.sleep(0.5)  # others use this machine too
 """
 
 
@@ -311,15 +307,10 @@ def test_a_fork_bomb_and_a_memory_hog_hurt_their_own_seat_only_and_a_reset_ends_
         pytest.skip(f"{EXCUSE}limit a seat: it grants no cgroups")
     before = set(os.listdir("/proc"))
     bomber, hog = (at(held, name).open("notebooks/01-runc.ipynb") for name in ("seat-01", "seat-03"))
-    hog.socket.settimeout(60)
-    try:
-        _, trouble = hog.run("held = []\nwhile True: held.append(bytearray(b'x' * (16 << 20)))")
-        assert "MemoryError" in trouble
-    except Exception as ended:  # the kernel process was killed, and the server says so or the wire breaks
-        print(f"the hog's kernel ended: {ended!r}")
-    peak = {name: memory(held, name) for name in ("seat-02", "seat-03")}
-    assert peak["seat-03"] <= MEGABYTES + 1
-    bomber.run(BOMB)
+    _, trouble = hog.run("held = []\nwhile True: held.append(b'x' * (16 << 20))")
+    assert "KernelDied" in trouble  # the Linux kernel ended it, for there was no memory left in its cgroup
+    assert memory(held, "seat-03") <= MEGABYTES + 1
+    bomber.run(f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {BOMB!r}], start_new_session=True)")
     pids = next(value for kind, value in cleanup.entries(held.ledger)
                 if kind == "cgroup" and os.path.exists(f"{value}/seat-01/pids.max"))  # fmt: skip
     wait_until(lambda: int(cgroups.read(pids, "seat-01", "pids.current")) >= 390, "the bomb to hit its limit", 30)

@@ -1,0 +1,122 @@
+"""The pages can be read and worked by everybody: axe-core looks at them in the browser, in a light and a dark page.
+
+axe-core finds what a program can find of WCAG 2.1, levels A and AA: contrast, names, roles, alternative texts. That
+the keyboard reaches everything in the widgets is tested in test_live.py and test_namespaces_lesson.py.
+"""
+
+import os
+from pathlib import Path
+
+import axe_playwright_python
+import nbformat
+import pytest
+from conftest import CHECKOUT
+from test_live import CELLS, jupyter, open_notebook, run  # noqa: F401
+from test_structure import EVERY, by_name
+
+from helpers import reading
+
+AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+themes = pytest.mark.parametrize("theme", ["light", "dark"])
+
+
+def violations(page, inside="html"):
+    """What axe finds in the parts of a page that a selector names, as one line each."""
+    assert page.locator(inside).count() >= 1, f"there is no {inside} to look at"
+    page.evaluate(f"{AXE};0")
+    options = {"runOnly": {"type": "tag", "values": RULES}, "resultTypes": ["violations"]}
+    found = page.evaluate("([inside, options]) => axe.run(inside, options)", [inside, options])
+    assert found["passes"], "axe has tested nothing"
+    return [
+        f"{one['id']}: {node['html'][:160]} {node['failureSummary'].splitlines()[-1].strip()}"
+        for one in found["violations"] for node in one["nodes"]
+    ]  # fmt: skip
+
+
+def shot(page, name):
+    if os.environ.get("SHOTS"):
+        page.screenshot(path=f"{os.environ['SHOTS']}/{name}.png", full_page=True)
+
+
+def test_axe_finds_what_is_wrong(browser):
+    page = browser.new_page()
+    page.set_content("<html lang=en><title>x</title><p style='color:#aaa;background:#fff'>pale</p><img src=x>"
+                     "<button></button>")  # fmt: skip
+    assert {line.split(":")[0] for line in violations(page)} == {"color-contrast", "image-alt", "button-name"}
+
+
+@themes
+@pytest.mark.parametrize("path", EVERY, ids=by_name)
+def test_a_lesson_can_be_read_without_javascript(path, theme, browser, tmp_path):
+    (tmp_path / "page.html").write_text(reading.page(path, theme))
+    address, asked = (tmp_path / "page.html").as_uri(), []
+    size = {"width": 1100, "height": 900}
+    page = browser.new_page(java_script_enabled=False, viewport=size)
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    shot(page, f"{path.parent.name}-{path.stem}-{theme}")
+    page.close()
+    page = browser.new_page(viewport=size)  # for axe, which is JavaScript itself; the page has none
+    assert "<script" not in (tmp_path / "page.html").read_text()
+    page.goto(address)
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == [], "the page wants the network"
+    pictures = page.locator("img").evaluate_all("all => all.map(one => [one.naturalWidth, one.alt])")
+    assert all(width > 50 and len(words) > 20 for width, words in pictures)
+    assert pictures or "solutions" in path.parts
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1"), "it is wider than the window"
+    assert violations(page) == []
+    page.close()
+
+
+WIDGETS = {2: "lab.run(['busybox', 'true'])", 3: "from helpers import unshare_widget; "
+           "unshare_widget.show(lab, ['uts', 'net'])"}  # fmt: skip
+
+
+@themes
+def test_the_widgets_in_jupyterlab_have_names_roles_and_contrast(theme, browser, jupyter, tmp_path):  # noqa: F811
+    notebook = nbformat.read(tmp_path / "work/widgets.ipynb", as_version=4)
+    for number, source in WIDGETS.items():
+        notebook.cells[number].source = source
+    nbformat.write(notebook, tmp_path / "work/widgets.ipynb")
+    page = open_notebook(browser, jupyter)
+    page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})",
+                  f"JupyterLab {theme.title()}")  # fmt: skip
+    page.wait_for_function("light => document.body.dataset.jpThemeLight === light", arg=str(theme == "light").lower())
+    for number in (0, 1, 3, 4):
+        run(page, number)
+    page.locator(".unc input[type=range]").wait_for()
+    page.locator(".uns input").first.wait_for()
+    page.locator(".unc input[type=range]").focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowRight")
+    page.evaluate("document.querySelector('.uns').scrollIntoView()")
+    shot(page, f"widgets-{theme}")
+    assert violations(page, ".jp-OutputArea-output .unc") + violations(page, ".jp-OutputArea-output .uns") == []
+    run(page, 5)
+
+
+assert len(CELLS) == 7, "the cells of test_live.py have changed: look at WIDGETS"
+
+
+@themes
+def test_the_pages_of_a_workshop(theme, browser, tmp_path):
+    from helpers.workshop import board, page, plan
+
+    lessons = [board.read_lesson(path) for path in sorted((CHECKOUT / "notebooks").glob("*.ipynb"))]
+    told = board.Board(lessons, ["instructor", "seat-01", "seat-02"])
+    for words, done in zip(lessons[1].exercises, (True, False), strict=False):
+        message = {"lesson": lessons[1].name, "kind": "exercise", "words": words, "done": done}
+        told.hear("seat-01", nbformat.json.dumps(message).encode())
+    failed = {"lesson": lessons[1].name, "kind": "check", "words": min(lessons[1].checks), "done": False}
+    told.hear("seat-02", nbformat.json.dumps(failed).encode())
+    rows = {name: {**told.row(name), "state": "ready", "memory": 120} for name in told.standings}
+    members = plan.seats(3)
+    opened = browser.new_page(color_scheme=theme, viewport={"width": 1200, "height": 700})
+    for name, text in (("seats", page.page(rows, "seats", "x", "700 MB of memory")),
+                       ("cards", plan.cards(members, {s.name: plan.code(s) for s in members}, "http://h:8000"))):
+        (tmp_path / f"{name}.html").write_text(text)
+        opened.goto((tmp_path / f"{name}.html").as_uri())
+        shot(opened, f"{name}-{theme}")
+        assert violations(opened) == []
+    opened.close()
