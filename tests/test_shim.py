@@ -8,26 +8,23 @@ import ast
 import json
 import os
 import re
-import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
-import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from engines import IMAGE, fill_rootfs, start_podman
+from shim_benchmark import PROGRAMS, medians
 from shim_checks import CHECKS
 
 from helpers.processes import descriptors, read_one, wait_until
 from notebooks.programs.stages import cut
 
-SHIM = Path(__file__).resolve().parent.parent / "notebooks/programs/shim"
-PROGRAMS = {"shim": str(SHIM), "conmon": shutil.which("conmon") or "/usr/bin/conmon"}
+SHIM = Path(PROGRAMS["shim"])
 STAGES = (1, 2, 3, 4, 5)
 LANES = 3  # stores with which the checks of one program run side by side
 
@@ -211,16 +208,13 @@ def test_no_byte_and_no_exit_code_is_lost_under_load(podmans):
 
 @as_root
 def test_a_run_takes_at_most_a_fifth_longer_than_with_conmon(podmans):
-    def ratio():
-        taken = {name: [] for name in PROGRAMS}
-        for _ in range(7):
-            for name, times in taken.items():
-                begin = time.perf_counter()
-                podmans(name).must("run", "--rm", IMAGE, "true")
-                times.append(time.perf_counter() - begin)
-        return statistics.median(taken["shim"]) / statistics.median(taken["conmon"])
-
-    assert min(ratio() for _ in range(3)) <= 1.2  # other tests' machine noise: the best of three medians
+    """The best of three medians of seven: other processes of the machine disturb one of them."""
+    ready = {name: podmans(name) for name in PROGRAMS}
+    ratios = []
+    while len(ratios) < 3 and min(ratios, default=9) > 1.2:
+        found = medians(ready)
+        ratios.append(found["shim"] / found["conmon"])
+    assert min(ratios) <= 1.2, ratios
 
 
 # ---- faults: SIGKILL at every marked point
@@ -237,15 +231,15 @@ def clear(podman, name="c"):
     """Remove a container whose shim was killed; after that nothing of it may be left.
 
     Podman waits for the exit code, complains, and removes the container the next time it is asked. It does so without
-    the runtime, which remembers the container until it is told. (All this with Debian's conmon, too.) A file that
-    nobody will ever read may stay, under another name than that of the exit file.
+    the runtime, which remembers the container until it is told. An exit file that came too late, or half of one, may
+    stay. (All this with Debian's conmon, too.)
     """
     podman.run("rm", "--force", "--time", "0", "--ignore", name, timeout=40)
     assert podman.run("rm", "--force", "--time", "0", "--ignore", name, timeout=20).code == 0
     assert podman.run("container", "exists", name).code == 1
     for known in podman.runtime_states():
         subprocess.run(["runc", "delete", "--force", known], check=True, timeout=10)
-    for path in (podman.home / "tmp/exits").glob("*.*"):
+    for path in (podman.home / "tmp/exits").iterdir():
         path.unlink()
     wait_until(lambda: not podman.left(), "the end of it all", 20)
 
@@ -306,9 +300,14 @@ def test_a_kill_anywhere_hangs_no_client_of_a_run(podmans, victim):
 
 
 @as_root
-@pytest.mark.parametrize("point", ["start", "runtime started"])
+@pytest.mark.parametrize("point", ["start", "daemon", "runtime started", "attachable"])
 def test_a_container_whose_manager_was_killed_before_it_heard_of_it_is_ended(podmans, point):
     podman = podmans("shim that is killed")
+    assert any(was_ended(podman, point) for _ in range(5)), "killed too late, five times"
+
+
+def was_ended(podman, point):
+    """Kill a `podman run` when its shim comes to this point. False when that was too late, and the container runs."""
     trace = podman.home / "trace"
     trace.write_text("")
     order = podman.conmon_environment(SHIM_TRACE=str(trace))
@@ -317,10 +316,13 @@ def test_a_container_whose_manager_was_killed_before_it_heard_of_it_is_ended(pod
         pass
     running.kill()
     running.communicate(timeout=10)
-    without_shims(podman)
-    for path in (podman.home / "tmp/exits").iterdir():  # of a container that Podman has never heard of
-        path.unlink()
+    ended = running.returncode != 0
+    try:
+        wait_until(lambda: not podman.shims(), "the shim to end")
+    except TimeoutError:
+        ended = False
     clear(podman)
+    return ended
 
 
 # ---- by itself, with runc and nothing else
