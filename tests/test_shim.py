@@ -22,7 +22,7 @@ from shim_benchmark import PROGRAMS, medians
 from shim_checks import CHECKS
 
 from helpers.processes import descriptors, read_one, wait_until
-from notebooks.programs.stages import cut
+from notebooks.programs.stages import added, cut, source
 
 SHIM = Path(PROGRAMS["shim"])
 STAGES = (1, 2, 3, 4, 5)
@@ -149,6 +149,18 @@ def test_the_last_stage_is_the_whole_shim_and_each_stage_a_program():
     assert sizes == sorted(set(sizes))
     for stage in STAGES:
         compile(cut(text, stage), f"stage {stage}", "exec")
+
+
+def test_what_a_stage_added_is_in_its_text_and_not_in_the_one_before():
+    text = SHIM.read_text()
+    for stage in STAGES[1:]:
+        found = [line for line in added(text, stage).splitlines() if line != "..."]
+        assert found and set(found) <= set(cut(text, stage).splitlines())
+        marked = [line for line in found if f"# [{stage}]" in line or "Stage" in line]
+        assert marked and not set(marked) & set(cut(text, stage - 1).splitlines())
+    assert source(text, "finish", "end").startswith("def finish(given):") and "def end():" in source(text, "end")
+    with pytest.raises(LookupError):
+        source(text, "no_such_function")
 
 
 @as_root

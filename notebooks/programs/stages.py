@@ -7,6 +7,7 @@ A section begins with a comment such as `# ======== Stage 2: ...` and is dropped
 under it. What is left is a program.
 """
 
+import difflib
 import re
 import sys
 
@@ -33,6 +34,18 @@ def cut(program, stage):
                 kept.append(" " * (_indent(kept[-1]) + 4) + "pass")  # all of it comes later
             kept.append(line)
     return "\n".join(kept) + "\n"
+
+
+def added(program, stage):
+    """The lines that came with this stage, in order; `...` where others stand between them."""
+    old, new = cut(program, stage - 1).splitlines(), cut(program, stage).splitlines()
+    found, end = [], 0
+    for kind, _, _, first, last in difflib.SequenceMatcher(None, old, new, False).get_opcodes():
+        lines = [line for line in new[first:last] if line.strip()]
+        if kind in ("insert", "replace") and lines:
+            found += ["..."] * (first > end > 0) + lines
+            end = last
+    return "\n".join(found)
 
 
 def source(program, *names):
