@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+from helpers import progress
 from helpers.lab import StepFailed
 
 
@@ -26,6 +27,7 @@ def check(claim, holds):
     if not holds:
         raise CheckFailed(f"✗ {claim}")
     print(f"✓ {claim}")
+    progress.note("check", claim)
 
 
 @contextlib.contextmanager
@@ -70,6 +72,7 @@ def exercise(outcome, reached, hint=""):
     tell("exercise", outcome, done)
     if done:
         print(f"✓ {outcome}")
+        progress.note("exercise", outcome)
     else:
         print(f"○ not yet: {outcome}{trouble}" + (f"\n  hint: {hint}" if hint else ""))
 

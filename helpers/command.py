@@ -63,6 +63,23 @@ def doctor(argv):
     return preflight.doctor()
 
 
+def progress(argv):
+    """How far this learner has come."""
+    flags, _ = options(argv, "--forget")
+    from helpers import progress
+
+    return progress.main(reset="--forget" in flags)
+
+
+def index(argv):
+    """Make the pages that lead across the lessons."""
+    options(argv)
+    from helpers import index
+
+    print(f"written: {', '.join(index.write()) or 'nothing, all pages are as the lessons are'}")
+    return 0
+
+
 def render(argv):
     """Execute lessons and write their outputs into the notebook files."""
     _, names = options(argv, words=100)
@@ -248,6 +265,8 @@ def join_cgroups(tops):
 COMMANDS = {
     "open": start,
     "doctor": doctor,
+    "progress": progress,
+    "index": index,
     "render": render,
     "slides": slides,
     "bench": bench,

@@ -15,7 +15,7 @@ import pytest
 from conftest import CHECKOUT, EXCUSE
 from test_structure import LESSONS, by_name, codes, read
 
-from helpers import cgroups, cleanup, processes
+from helpers import cgroups, cleanup, course, processes
 from helpers.lab import start_lab
 
 LAB = str(CHECKOUT / "lab")
@@ -125,10 +125,17 @@ def read_until(descriptor, word, digits):
 
 
 @pytest.fixture(scope="module")
-def address():
+def state(tmp_path_factory):
+    """The directory where the server's learner has their state."""
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="module")
+def address(state):
     """The address that ./lab prints, of a server that it started."""
+    environment = {**os.environ, "SSH_CONNECTION": "x", "XDG_STATE_HOME": str(state)}
     with subprocess.Popen([LAB, "--yes"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd="/",
-                          stderr=subprocess.DEVNULL, env={**os.environ, "SSH_CONNECTION": "x"}) as server:  # fmt: skip
+                          stderr=subprocess.DEVNULL, env=environment) as server:  # fmt: skip
         line = server.stdout.readline()
         yield re.search(r"http://127\.0\.0\.1:\d+/\S+", line)[0]
         server.send_signal(signal.SIGINT)
@@ -173,7 +180,9 @@ def test_it_opens_on_lesson_00_beside_a_terminal(address, browser):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=by_name)
-def test_run_all_in_the_browser_turns_every_check_green_and_shows_the_pictures(path, address, browser, leak_check):
+def test_run_all_in_the_browser_turns_every_check_green_and_shows_the_pictures(
+    path, address, state, browser, leak_check
+):
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
     base, token = re.match(r"http://[^/]+", address)[0], address.rpartition("=")[2]
     page.goto(f"{base}/lab/workspaces/test-{path.stem}/tree/{path.relative_to(CHECKOUT)}?reset&token={token}")
@@ -192,6 +201,8 @@ def test_run_all_in_the_browser_turns_every_check_green_and_shows_the_pictures(p
         page.screenshot(path=f"{os.environ['SHOTS']}/{path.stem}.png")
     assert trouble.all_inner_texts() == []
     assert page.locator(".jp-OutputArea-output img").count() >= 1
+    last_words, file = course.read(path).claims[-1].words, state / "uncontained" / "progress.json"
+    processes.wait_until(lambda: last_words in json.loads(file.read_text())[path.stem], "the note of the last claim")
     for kernel in page.request.get(f"{base}/api/kernels?token={token}").json():
         page.request.delete(f"{base}/api/kernels/{kernel['id']}?token={token}")
     page.close()
