@@ -101,7 +101,7 @@ def test_enter_is_a_root_shell_in_the_lab_whose_containers_go_with_it(lab):
     os.close(child)
     os.write(parent, b"hostname; id -u; pwd; sleep 1234 & echo cgroup $(grep -c uncontained /proc/self/cgroup)\n")
     said = read_until(parent, "cgroup ", 1)
-    assert "nsenter --target=" in said
+    assert re.search(r"# nsenter (--user --preserve-credentials )?--target=", said)
     assert re.search(r"[\r\n]lab\r\n0\r\n/run/lab\r\n", said)
     sleeper = processes.wait_until(lambda: lab.find("sleep"), "the sleep")[0]
     if lab.limits:

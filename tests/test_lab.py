@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -238,7 +239,7 @@ def test_two_labs_do_not_see_each_other(lab, other_lab):
     lab.run(["hostname", "changed"])
     bundles.make(lab, "demo", ["sleep", "1000"])
     lab.run(["runc", "run", "--detach", "--bundle", "demo", "demo"])
-    inside = ["nsenter", f"--target={pid}", "--mount", "--pid", "--uts", "--net", "--ipc"]
+    inside = replace(lab, pid=pid).enter_command()[:-1]
     assert run(*inside, "hostname").stdout == "lab\n"
     assert run(*inside, "runc", "list", "--quiet").stdout == ""
     assert "sleep" not in run(*inside, "ps", "-e").stdout
