@@ -1,8 +1,10 @@
-"""The pages that lead across the lessons, made from the lessons themselves: `./lab index` writes them.
+"""What leads across the lessons, made from the lessons themselves: `./lab index` writes it.
 
-The glossary, notebooks/GLOSSARY.md, is written by hand; tests/test_index.py looks after it.
+Two pages, and in each lesson the line "previous: ... | next: ...". The glossary, notebooks/GLOSSARY.md, is
+written by hand; tests/test_index.py looks after it.
 """
 
+import json
 import re
 from itertools import groupby
 
@@ -60,10 +62,43 @@ def cell(text):
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def navigation(lessons, position, old=""):
+    """The line that leads from the lesson at this position to those beside it.
+
+    Its `old` line keeps its link to a next lesson that is still to be written.
+    """
+    parts = [f"previous: {link(lessons[position - 1])}"] if position else []
+    planned = re.search(r"next: \[.*", old)
+    if position + 1 < len(lessons):
+        parts.append(f"next: {link(lessons[position + 1])}")
+    elif planned and not any(f"({lesson.name}.ipynb)" in planned[0] for lesson in lessons):
+        parts.append(planned[0])
+    return " | ".join(parts)
+
+
+def link(lesson):
+    """`[00 What can this machine show me?](00-start-here.ipynb)`: the first half of a question in two halves."""
+    return f"[{lesson.name[:2]} {lesson.question.split(', and ')[0].rstrip('?')}?]({lesson.name}.ipynb)"
+
+
+def line_of(path):
+    """The line in a lesson that leads to those beside it."""
+    sources = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    lines = [line for source in sources for line in source.splitlines()]
+    return next((line for line in reversed(lines) if re.match(r"(previous|next): \[", line)), "")
+
+
 def write(place=course.LESSONS):
-    """Write the pages, and return the names of those that have changed."""
-    changed = []
-    for name, text in pages(course.lessons(place)).items():
+    """Write the pages and the lines, and return the names of the files that have changed."""
+    lessons, changed = course.lessons(place), []
+    texts = pages(lessons)
+    for position, lesson in enumerate(lessons):
+        name = f"{lesson.name}.ipynb"
+        old = line_of(place / name)
+        # In the file a line is part of a JSON text. Nothing else in it changes.
+        was, now = (json.dumps(line, ensure_ascii=False)[1:-1] for line in (old, navigation(lessons, position, old)))
+        texts[name] = (place / name).read_text().replace(was, now) if was else (place / name).read_text()
+    for name, text in texts.items():
         path = place / name
         if not path.exists() or path.read_text() != text:
             path.write_text(text)

@@ -183,16 +183,8 @@ def test_it_opens_on_lesson_00_beside_a_terminal(address, browser):
 def test_run_all_in_the_browser_turns_every_check_green_and_shows_the_pictures(
     path, address, state, browser, leak_check
 ):
-    page = browser.new_page(viewport={"width": 1300, "height": 1000})
-    base, token = re.match(r"http://[^/]+", address)[0], address.rpartition("=")[2]
-    page.goto(f"{base}/lab/workspaces/test-{path.stem}/tree/{path.relative_to(CHECKOUT)}?reset&token={token}")
-    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=40_000)
-    page.get_by_text("| Idle").first.wait_for(timeout=60_000)  # without a kernel, Run All does nothing
-    page.get_by_role("menuitem", name="Edit", exact=True).click()
-    page.get_by_role("menuitem", name="Clear Outputs of All Cells").click()
-    assert page.get_by_text("✓").count() == 0
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name=re.compile("^Run All Cells")).click()
+    page = open_lesson(browser, address, path)
+    choose(page, "Run", "Run All Cells")
     # A cell that fails stops the run: the words of the last cell are the proof that all before it were green.
     last = page.get_by_text(last_claim(path))
     trouble = page.locator(".jp-OutputArea-output[data-mime-type*='error']")
@@ -203,10 +195,50 @@ def test_run_all_in_the_browser_turns_every_check_green_and_shows_the_pictures(
     assert page.locator(".jp-OutputArea-output img").count() >= 1
     last_words, file = course.read(path).claims[-1].words, state / "uncontained" / "progress.json"
     processes.wait_until(lambda: last_words in json.loads(file.read_text())[path.stem], "the note of the last claim")
+    close(page, address)
+    assert leak_check.left() == []
+
+
+def test_a_lesson_can_be_begun_in_the_middle(address, browser, leak_check):
+    """As lesson 00 and `./lab progress` say: all cells above the heading, then the section."""
+    claims = [claim for claim in course.read(LESSONS[0]).claims if claim.kind == "check"]
+    section = claims[len(claims) // 2].section
+    above = [claim for claim in claims if claim.section != section][: [c.section for c in claims].index(section)]
+    page = open_lesson(browser, address, LESSONS[0])
+    page.get_by_role("heading", name=section).first.click()
+    choose(page, "Run", "Run All Above Selected Cell")
+    page.get_by_text(f"✓ {above[-1].words}").wait_for(timeout=120_000)
+    assert page.get_by_text("✓").count() < len(claims) - 1
+    choose(page, "Run", "Run Selected Cell and All Below")
+    page.get_by_text(last_claim(LESSONS[0])).wait_for(timeout=120_000)
+    assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
+    close(page, address)
+    assert leak_check.left() == []
+
+
+def open_lesson(browser, address, path):
+    """The lesson in JupyterLab, with its kernel ready and without any output."""
+    page = browser.new_page(viewport={"width": 1300, "height": 1000})
+    base, token = re.match(r"http://[^/]+", address)[0], address.rpartition("=")[2]
+    page.goto(f"{base}/lab/workspaces/test-{path.stem}/tree/{path.relative_to(CHECKOUT)}?reset&token={token}")
+    page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=40_000)
+    page.get_by_text("| Idle").first.wait_for(timeout=60_000)  # without a kernel, Run All does nothing
+    choose(page, "Edit", "Clear Outputs of All Cells")
+    assert page.get_by_text("✓").count() == 0
+    return page
+
+
+def choose(page, menu, item):
+    page.get_by_role("menuitem", name=menu, exact=True).click()
+    page.get_by_role("menuitem", name=re.compile(f"^{item}")).click()
+
+
+def close(page, address):
+    """Close the page, and end all kernels of its server."""
+    base, token = re.match(r"http://[^/]+", address)[0], address.rpartition("=")[2]
     for kernel in page.request.get(f"{base}/api/kernels?token={token}").json():
         page.request.delete(f"{base}/api/kernels/{kernel['id']}?token={token}")
     page.close()
-    assert leak_check.left() == []
 
 
 def last_claim(path):

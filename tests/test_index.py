@@ -86,6 +86,25 @@ def test_a_sentence_that_leads_over_to_a_cell_is_left_out():
     assert index.short("In files, one a container.") == "In files, one a container."
 
 
+def test_each_lesson_leads_to_those_beside_it():
+    for position, lesson in enumerate(LESSONS):
+        line = index.line_of(PLACE / f"{lesson.name}.ipynb")
+        assert line == index.navigation(LESSONS, position, line), f"{lesson.name}: ./lab index makes it anew"
+        assert ("previous: [" in line) == (position > 0)
+        assert "next: [" in line or lesson.name == list(DESIGN)[-1]
+
+
+def test_the_command_writes_what_the_lessons_say_and_changes_nothing_the_second_time(tmp_path):
+    for lesson in LESSONS:
+        text = (PLACE / f"{lesson.name}.ipynb").read_text()
+        (tmp_path / f"{lesson.name}.ipynb").write_text(text.replace("next: [", "next: [99 "))
+    assert index.write(tmp_path)[:3] == ["WHAT-YOU-CAN-SEE.md", "QUESTIONS.md", f"{LESSONS[0].name}.ipynb"]
+    assert index.write(tmp_path) == []
+    for lesson in LESSONS[:-1]:
+        path = f"{lesson.name}.ipynb"
+        assert (tmp_path / path).read_text() == (PLACE / path).read_text()
+
+
 # ---- the glossary
 
 
