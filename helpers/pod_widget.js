@@ -1,6 +1,7 @@
 // Draws what pod_widget.py sends: a row a namespace, switches for A and B, and what B could do. No library, no network.
 
 const CHOICES = ["own", "pod", "host"];
+const KEYS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Enter", " "];
 const STYLE = `
 .pod { font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif); color: var(--pod-ink); max-width: 980px;
   --pod-ink: var(--jp-ui-font-color1, #222); --pod-soft: var(--jp-ui-font-color2, #555);
@@ -108,7 +109,11 @@ function render({ model, el }) {
   const head = html("tr", {}, ...titles.map((title) => html("th", { scope: "col" }, title)));
   const table = html("table", { "aria-label": "What two members of a pod share, and what works between them" });
   table.append(html("thead", {}, head), body);
-  el.append(html("style", {}, STYLE), html("div", { class: "pod" }, ...commands, table, button, said, trouble));
+  const root = html("div", { class: "pod" }, ...commands, table, button, said, trouble);
+  root.addEventListener("keydown", (event) => { // JupyterLab would take these for the notebook's
+    if (KEYS.includes(event.key) && !event.shiftKey && !event.ctrlKey && !event.metaKey) event.stopPropagation();
+  });
+  el.append(html("style", {}, STYLE), root);
   show();
   model.on("change:done", ran);
   model.on("change:words change:switches change:trouble", show);

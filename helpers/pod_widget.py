@@ -92,18 +92,23 @@ def look(lab, pod, switches):
         script = ["sh", "-c", SCRIPT, "sh", choices["shm"], choices["net"], choices["uts"], memory]
         return [*command(choices, holder), *script, *python, *words]
 
-    a = lab.start(member(0, "offer", uuid.uuid4().hex), stdin=PIPE, stdout=PIPE, stderr="pod.log", echo=False)
+    errors = open(os.memfd_create("stderr"), "w+b")  # noqa: SIM115 (closed below, after A's end)
+    a = None
     try:
+        a = lab.start(member(0, "offer", uuid.uuid4().hex), stdin=PIPE, stdout=PIPE, stderr=errors, echo=False)
         heard = select.select([a.stdout], [], [], 20)[0]
         offered = a.stdout.readline() if heard else b""
         if not offered:
-            raise LabError(f"A did not start: {lab.path('pod.log').read_text().strip()}")
+            errors.seek(0)
+            raise LabError(f"A did not start: {errors.read().decode(errors='replace').strip()}")
         said = lab.run(member(1, "find"), stdin=offered, echo=False, timeout=20).json()
     finally:
-        a.stdin.close()
-        a.stdout.close()
-        with a._status:
-            a.wait(20)
+        errors.close()
+        if a is not None:
+            a.stdin.close()  # A takes back what it has offered, and ends
+            a.stdout.close()
+            with a._status:
+                a.wait(20)
     first, second = json.loads(offered)["inodes"], said["inodes"]
     return [
         {
