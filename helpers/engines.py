@@ -257,30 +257,41 @@ def cri(lab, pause):
 
 
 def _inside_cgroup(lab, program):
-    """An environment in which `program` sees the lab's cgroup as the top of all cgroups; {} where that can't be.
+    """An environment in which `program` sees a cgroup of the lab as the top of all; {} where that can't be.
 
-    Podman puts its pods at the top, where they would outlive the lab. A process that stays holds the two namespaces
-    for it: a cgroup namespace, and a table of mounts in which the hierarchies begin there.
+    Podman puts its pods at the top, where they would outlive the lab. A process that stays holds two namespaces for
+    it: of cgroups, and of mounts, in which the hierarchies begin there. On v2 a cgroup that hands controllers down may
+    hold no process: there the top is a new one, and all processes stand in a cgroup below it.
     """
-    mounted = [h for h in cgroups.hierarchies(f"/proc/{lab.pid}") if h.version == 1]
-    if not lab.limits or cgroups.mode() == "v2" or os.getuid() != 0:
+    mounted = cgroups.hierarchies(f"/proc/{lab.pid}")
+    if not lab.limits or os.getuid() != 0:
         return {}
-    named = [("none," if h.controllers[0].startswith("name=") else "") + ",".join(h.controllers) for h in mounted]
-    places = [word for h, options in zip(mounted, named, strict=True) for word in (h.mountpoint, options)]
-    remount = 'while [ $# -gt 0 ]; do umount "$1" && mount -t cgroup -o "$2" cgroup "$1"; shift 2; done'
-    holder = lab.start(
-        ["unshare", "--cgroup", "--mount", "sh", "-c", f"set -e; {remount}; exec sleep infinity", "sh", *places],
-        echo=False,
-    )
+    if cgroups.mode(mounted) == "v2":
+        place = f"{mounted[0].mountpoint}{lab.cgroup}/{program}"
+        lab.run(["mkdir", "-p", f"{place}/steps"], echo=False)
+        join, below = f"echo $$ > {place}/cgroup.procs", f"echo $$ > {place}/steps/cgroup.procs"
+        mounts = [mounted[0].mountpoint, "cgroup2", "rw"]
+    else:
+        join = below = ":"
+        mounts = [word for h in mounted if h.version == 1 for word in (h.mountpoint, "cgroup", _mount_options(h))]
+    remount = 'while [ $# -gt 0 ]; do umount "$1"; mount -t "$2" -o "$3" cgroup "$1"; shift 3; done'
+    inner = f"set -e; {below}; {remount}; exec sleep infinity"
+    outer = f'set -e; {join}; exec unshare --cgroup --mount sh -c "$@"'
+    holder = lab.start(["sh", "-c", outer, "sh", inner, "sh", *mounts], echo=False)
     processes.wait_until(
         lambda: next((p for p in lab.find("sleep") if p.pid == holder.pid), None), "a holder of Podman's view", 20
     )
     wrapper = lab.path(f"{HOME}/bin/{program}")
     wrapper.parent.mkdir(exist_ok=True)
     enter = f"nsenter --target {holder.pid} --cgroup --mount"
-    wrapper.write_text(f'#!/bin/sh\nexec {enter} --wd="$PWD" {machine.find(program)} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\n{below}\nexec {enter} --wd="$PWD" {machine.find(program)} "$@"\n')
     wrapper.chmod(0o755)
     return {"PATH": SEARCH}
+
+
+def _mount_options(hierarchy):
+    """The options that mount a hierarchy of v1: its controllers, or its name."""
+    return ("none," if hierarchy.controllers[0].startswith("name=") else "") + ",".join(hierarchy.controllers)
 
 
 def _answers(lab, client):
