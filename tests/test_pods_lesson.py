@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from test_live import SETUP, jupyter, open_notebook, run  # noqa: F401 (a fixture)
 
 from helpers import bundles, cgroups, cri, engines, pictures, pod_widget, processes
+from helpers.lab import start_lab
 from helpers.processes import Process, wait_until
 from notebooks.programs import image
 
@@ -200,10 +202,8 @@ def saved_image(lab):
     image.archive(lab.path("images"), "localhost/pod:1", lab.path("pod.tar"))
 
 
-def test_the_engines_leave_nothing_on_the_machine_and_their_cgroups_are_below_the_labs_own(lab):
-    if not all(map(shutil.which, ("podman", "crun", "docker", "dockerd", "containerd", "curl"))):
-        pytest.skip("an engine is missing")
-    before, groups = kept(), cgroup_names()
+def make_pods(lab):
+    """A container by Docker, a pod by Podman and one by a node, each with cgroups where the lab has them; processes."""
     saved_image(lab)
     podman, docker = engines.podman(lab, limits=True), engines.docker(lab, limits=True)
     node = engines.cri(lab, pause="localhost/pod:1")
@@ -220,13 +220,49 @@ def test_the_engines_leave_nothing_on_the_machine_and_their_cgroups_are_below_th
     sandbox = cri.call(lab, node, "RunPodSandbox", {"config": pod}, echo=False)["pod_sandbox_id"]
     made = [*engines.inside(lab, "podman", ["one"], podman), *engines.inside(lab, "docker", ["one"], docker)]
     tasks = lab.run(["ctr", "--address", node, "--namespace", "k8s.io", "tasks", "list"], echo=False).stdout
-    made.append(processes.read_one(int(tasks.split(sandbox)[1].split()[0]), lab.proc))
-    if lab.cgroup:
-        assert all(p.cgroup.startswith(f"{lab.cgroup}/") for p in made)
-        assert len({p.cgroup for p in made}) == 3
-    assert lab.close().left == ()
-    assert kept() == before
+    return [*made, processes.read_one(int(tasks.split(sandbox)[1].split()[0]), lab.proc)]
+
+
+@pytest.fixture
+def all_engines(leak_check):
+    """Skips where one is missing; and after the test the machine's files and cgroups are those from before."""
+    if not all(map(shutil.which, ("podman", "crun", "docker", "dockerd", "containerd", "curl"))):
+        pytest.skip("an engine is missing")
+    files, groups = kept(), cgroup_names()
+    yield
+    assert leak_check.left() == []
+    assert kept() == files
     wait_until(lambda: cgroup_names() <= groups, "the cgroups to go")
+
+
+def test_the_engines_leave_nothing_on_the_machine_and_their_cgroups_are_below_the_labs_own(all_engines):
+    lab = start_lab()
+    try:
+        made = make_pods(lab)
+        assert len({p.cgroup for p in made}) == (3 if lab.cgroup else 1)
+        assert not lab.cgroup or all(p.cgroup.startswith(f"{lab.cgroup}/") for p in made)
+    finally:
+        closed = lab.close()
+    assert closed.left == ()
+
+
+MAKE_AND_WAIT = """
+import sys
+import test_pods_lesson
+from helpers.lab import start_lab
+print(len(test_pods_lesson.make_pods(start_lab())), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nothing_of_the_engines_is_left_when_the_kernel_is_killed_while_the_pods_stand(all_engines):
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{here}"}
+    held = subprocess.Popen([sys.executable, "-c", MAKE_AND_WAIT], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            text=True, env=environment)  # fmt: skip
+    with held:
+        assert held.stdout.readline() == "3\n"
+        held.kill()
 
 
 def test_a_node_refuses_in_its_own_words(lab):
