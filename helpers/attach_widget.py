@@ -100,6 +100,7 @@ class Attach(anywidget.AnyWidget):
 
     def _press(self):
         try:
+            self._lab.run(["true"], echo=False)  # a lab that has ended says so best
             self._leave()
             self._before = self._family()
             if self.pressed:

@@ -85,13 +85,14 @@ def read_until(descriptor, kept, words, timeout):
     """Read until `words` have come; the text up to there. What came after it stays in the list `kept`."""
     deadline = time.monotonic() + timeout
     while words not in (said := "".join(kept)):
-        left = deadline - time.monotonic()
+        if not select.select([descriptor], [], [], max(0, deadline - time.monotonic()))[0]:
+            raise TimeoutError(f"{words!r} did not come in {timeout} s: {said!r}")
         try:
-            more = os.read(descriptor, 65536) if select.select([descriptor], [], [], max(0, left))[0] else b""
+            more = os.read(descriptor, 65536)
         except OSError:  # the last process has closed the terminal
             more = b""
         if not more:
-            raise TimeoutError(f"{words!r} did not come {'in time' if left <= 0 else 'before the end'}: {said!r}")
+            raise TimeoutError(f"{words!r} did not come before the end: {said!r}")
         kept.append(more.decode(errors="replace"))
     before, _, after = said.partition(words)
     kept[:] = [after]

@@ -40,8 +40,8 @@ def new_namespaces(process, base):
 def title(process):
     """The short name: the kernel's, or that of the script which an interpreter runs."""
     if process.name.startswith("python") and process.argv:
-        script = next((word for word in process.argv[1:] if not word.startswith("-")), "")
-        return os.path.basename(script) or process.name
+        script = next((word for word in process.argv[1:] if not word.startswith("-") or word in ("-c", "-m")), "-")
+        return process.name if script.startswith("-") else os.path.basename(script)
     return process.name or "?"
 
 

@@ -34,7 +34,8 @@ def wiring(processes, descriptors, caption, base=None, all_descriptors=False, la
             f"p{a.pid}:{names[writer]}:{sides[0]} -> p{b.pid}:{names[reader]}:{sides[1]} "
             f'[{look}arrowhead=normal, arrowsize=0.7, color="#444444", constraint=false];'
         )
-    text = [line for p in processes for line in _text(p, rows[p.pid], lines, titles)]
+    width = max([16, *(len(what(row[0])) for row in names)])
+    text = [line for p in processes for line in _text(p, rows[p.pid], lines, titles, width)]
     return Picture(caption, digraph(caption, body), "\n".join(text), colours=32)
 
 
@@ -129,7 +130,7 @@ def _node(process, rows, names, base, words):
     return f"p{process.pid} [shape=plain, style=solid, label=<{table}>];"
 
 
-def _text(process, rows, lines, names):
+def _text(process, rows, lines, names, width):
     said = [f"{names[process.pid]} {pids(process)}"]
     for row in rows:
         others = {}  # (arrow, process) -> its descriptors
@@ -143,5 +144,5 @@ def _text(process, rows, lines, names):
             for (arrow, pid), numbers in others.items()
         ]
         numbers = " ".join(str(d.number) for d in row)
-        said.append(f"  {numbers:<6} {what(row[0]):<16} {', '.join(ends)}".rstrip())
+        said.append(f"  {numbers:<6} {what(row[0]):<{width}} {', '.join(ends)}".rstrip())
     return said
