@@ -65,7 +65,12 @@ def cell(one, place):
     """One cell as HTML. `place` is the directory that relative pictures start from."""
     if one.cell_type == "markdown":
         return f'<section class="text">{markdown(one.source, place)}</section>'
-    shown = "".join(map(output, one.outputs))
+    shown, outputs = "", list(one.outputs)
+    while outputs:
+        first, twin = outputs.pop(0), ""
+        if "image/png" in first.get("data", {}) and outputs and outputs[0].output_type == "stream":
+            twin = outputs.pop(0).text  # what is printed beside a picture says it in words
+        shown += output(first, twin)
     return f'<section class="code"><pre tabindex="0"><code>{html.escape(one.source)}</code></pre>{shown}</section>'
 
 
@@ -87,13 +92,13 @@ def inlined(path):
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def output(one):
-    """One output of a cell, as HTML: what it printed, its picture with words, its table or its text."""
+def output(one, twin=""):
+    """One output of a cell, as HTML: what it printed, its picture with the `twin` in words, its table or its text."""
     if one.output_type == "stream":
         return f'<div class="output"><pre tabindex="0">{html.escape(one.text)}</pre></div>'
     if one.output_type == "error":
         return f'<div class="output"><pre tabindex="0">{html.escape(f"{one.ename}: {one.evalue}")}</pre></div>'
-    data, twin = one.data, html.escape(one.data.get("text/plain", ""))
+    data, twin = one.data, html.escape(twin or one.data.get("text/plain", ""))
     if "image/png" in data:
         words = html.escape(one.metadata.get("image/png", {}).get("alt", ""), quote=True)
         image = f'<img alt="{words}" src="data:image/png;base64,{"".join(data["image/png"].split())}">'

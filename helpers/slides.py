@@ -1,6 +1,6 @@
 """Slides from a lesson: one HTML file that needs no network, worked by the keyboard. `./lab slides [NAME]`.
 
-Each section of the lesson begins a slide; each cell that shows something is a step of it. What the lesson's set-up,
+Each text of the lesson begins a slide; the cells after it that show something are its steps. What the lesson's set-up,
 exercises and clean-up need is left out: an audience watches. Without JavaScript, and on paper, all slides stand one
 below the other.
 """
@@ -16,14 +16,17 @@ from helpers import reading
 CHECKOUT = Path(__file__).resolve().parent.parent
 PLACE = CHECKOUT / ".lab" / "slides"
 LEFT_OUT = ("## Set-up", "## Clean up", "## Read on", "## Exercises")
-LONGEST = 14  # lines of code or output on a slide; the rest scrolls
+MOST = 2  # code cells on a slide
 
 STYLE = """
 body { font-size: 24px } main { max-width: none; padding: 0 }
 .slide { box-sizing: border-box; min-height: 100vh; padding: 3vh 6vw 9vh; border-bottom: 1px solid var(--line) }
-.slide h1 { font-size: 2em } .slide h2 { margin-top: 0 } .slide > section, .slide > h2 { max-width: 62rem;
-  margin-left: auto; margin-right: auto } .slide pre { font-size: 19px; line-height: 1.35 }
-.output pre { max-height: 46vh; overflow: auto } .output img { max-height: 58vh; max-width: 100%; display: block }
+.slide > * { max-width: 66rem; margin-left: auto; margin-right: auto } .slide h1 { font-size: 1.7em; margin: .3em 0 }
+.slide h2 { font-size: .85em; font-weight: normal; color: var(--soft); margin: 0 } .slide p { margin: .5em 0 }
+.slide { scroll-padding-bottom: 4rem } .slide pre { font-size: 19px; line-height: 1.3 }
+.slide pre code { font-size: 1em }
+.slide blockquote { margin: .5em 0 } .output pre { max-height: 46vh; overflow: auto }
+.slide img { max-height: 58vh; max-width: 100%; width: auto; display: block }
 details { font-size: .7em } .wide { font-size: .8em } .speaker { display: none }
 nav { position: fixed; right: 0; bottom: 0; display: flex; gap: .6rem; align-items: center; font-size: 17px;
   background: var(--page); padding: .3rem .8rem; border-top: 1px solid var(--line) }
@@ -70,28 +73,32 @@ show((first || 1) - 1, second || 0)
 
 
 def parts(notebook):
-    """The lesson as slides: lists of cells. A heading of the second level begins one, and so does its first cell."""
-    found, wanted = [], True
+    """The lesson as slides: (heading, cells). A text begins a slide, and so does a code cell after `MOST` of them."""
+    found, wanted, heading = [], True, ""
     for cell in notebook.cells:
-        heading = cell.cell_type == "markdown" and re.match(r"#{1,2} .*", cell.source)
-        if heading:
-            wanted = not heading[0].startswith(LEFT_OUT)
-            if wanted:
-                found.append([])
-        if wanted and not {"setup", "cleanup"} & set(cell.metadata.get("tags", [])):
-            found[-1].append(cell)
+        named = cell.cell_type == "markdown" and re.match(r"#{1,2} .*", cell.source)
+        if named:
+            heading, wanted = named[0], not named[0].startswith(LEFT_OUT)
+        if not wanted or {"setup", "cleanup"} & set(cell.metadata.get("tags", [])) or not shown(cell):
+            continue
+        codes = [one for one in found[-1][1] if one.cell_type == "code"] if found else []
+        if cell.cell_type == "markdown" or not found or found[-1][0] != heading or len(codes) == MOST:
+            found.append((heading, []))
+        found[-1][1].append(cell)
     return found
 
 
-def slide(cells, place):
-    """One slide: its heading and the first paragraph stand; every cell that follows is a step."""
-    first, *others = cells
-    heading, _, text = first.source.partition("\n")
-    body = [reading.markdown(heading, place)]
-    if text.strip():
-        body.append(f'<section class="step">{reading.markdown(brief(text), place)}</section>')
-    body += [f'<div class="step">{reading.cell(one, place)}</div>' for one in others if shown(one)]
-    return f'<section class="slide">{"".join(body)}</section>'
+def slide(heading, cells, place, again):
+    """One slide: its heading and text stand, and every code cell is a step. `again`: a smaller heading."""
+    words = reading.markdown(re.sub("^#+", "##" if again else "#", heading), place)
+    body = [f'<div class="{"again" if again else "first"}">{words}</div>']
+    for one in cells:
+        if one.cell_type == "markdown":
+            text = one.source.removeprefix(heading).strip()
+            body.append(f'<section class="text">{reading.markdown(brief(text), place)}</section>' if text else "")
+        else:
+            body.append(f'<div class="step">{reading.cell(one, place)}</div>')
+    return f'<section class="slide" tabindex="0">{"".join(body)}</section>'
 
 
 def brief(text):
@@ -109,7 +116,7 @@ def brief(text):
 
 
 def shown(cell):
-    """Code that shows nothing is for the notebook; text between cells stands."""
+    """Code that shows nothing is for the notebook; texts stand."""
     return cell.cell_type == "markdown" or bool(cell.outputs)
 
 
@@ -117,10 +124,11 @@ def page(path):
     """The slides of one lesson, as a page."""
     path = Path(path)
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and not cell.source.startswith("#"):
-            cell.source = brief(cell.source)
-    slides = "\n".join(slide(cells, path.parent) for cells in parts(notebook))
+    made, before = [], ""
+    for heading, cells in parts(notebook):
+        made.append(slide(heading, cells, path.parent, heading == before))
+        before = heading
+    slides = "\n".join(made)
     title = html.escape(notebook.cells[0].source.splitlines()[0].removeprefix("# "))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>

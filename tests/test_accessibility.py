@@ -4,6 +4,7 @@ axe-core finds what a program can find of WCAG 2.1, levels A and AA: contrast, n
 the keyboard reaches everything in the widgets is tested in test_live.py and test_namespaces_lesson.py.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import nbformat
 import pytest
 from conftest import CHECKOUT
 from test_live import CELLS, jupyter, open_notebook, run  # noqa: F401
-from test_structure import EVERY, by_name
+from test_structure import EVERY, LESSONS, by_name, codes, read
 
-from helpers import reading
+from helpers import reading, slides
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
@@ -107,9 +108,9 @@ def test_the_pages_of_a_workshop(theme, browser, tmp_path):
     told = board.Board(lessons, ["instructor", "seat-01", "seat-02"])
     for words, done in zip(lessons[1].exercises, (True, False), strict=False):
         message = {"lesson": lessons[1].name, "kind": "exercise", "words": words, "done": done}
-        told.hear("seat-01", nbformat.json.dumps(message).encode())
+        told.hear("seat-01", json.dumps(message).encode())
     failed = {"lesson": lessons[1].name, "kind": "check", "words": min(lessons[1].checks), "done": False}
-    told.hear("seat-02", nbformat.json.dumps(failed).encode())
+    told.hear("seat-02", json.dumps(failed).encode())
     rows = {name: {**told.row(name), "state": "ready", "memory": 120} for name in told.standings}
     members = plan.seats(3)
     opened = browser.new_page(color_scheme=theme, viewport={"width": 1200, "height": 700})
@@ -120,3 +121,48 @@ def test_the_pages_of_a_workshop(theme, browser, tmp_path):
         shot(opened, f"{name}-{theme}")
         assert violations(opened) == []
     opened.close()
+
+
+@themes
+def test_slides_are_one_file_that_the_keyboard_works_and_the_network_is_off(theme, browser, tmp_path):
+    (tmp_path / "slides.html").write_text(slides.page(CHECKOUT / "notebooks/01-runc.ipynb"))
+    page = browser.new_page(color_scheme=theme, viewport={"width": 1280, "height": 720}, offline=True)
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((tmp_path / "slides.html").as_uri())
+    total = page.locator(".slide").count()
+    assert total >= 20 and page.locator(".slide:visible").count() == 1
+    assert "What does it take to run a container?" in page.locator(".slide:visible").inner_text()
+    seen = set()
+    while page.locator("#place").inner_text() not in seen:
+        seen.add(page.locator("#place").inner_text())
+        if len(seen) % 9 == 5:
+            assert violations(page, ".slide.now") + violations(page, "nav") == []
+        page.keyboard.press("ArrowRight")
+    assert f"Slide {total} of {total}" in page.locator("#place").inner_text()
+    assert len(seen) > total
+    shot(page, f"slides-{theme}")
+    page.keyboard.press("Home")
+    assert page.locator("#place").inner_text().startswith(f"Slide 1 of {total}")
+    page.get_by_role("button", name="Next").press("Enter")
+    assert not page.locator("#place").inner_text().startswith(f"Slide 1 of {total}, step 0")
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] == complaints
+    page.close()
+
+
+def test_slides_without_javascript_stand_one_below_the_other(browser, tmp_path):
+    (tmp_path / "slides.html").write_text(slides.page(CHECKOUT / "notebooks/01-runc.ipynb"))
+    page = browser.new_page(java_script_enabled=False)
+    page.goto((tmp_path / "slides.html").as_uri())
+    assert page.locator(".slide:visible").count() == page.locator(".slide").count() > 20
+    page.close()
+
+
+def test_every_lesson_has_slides_with_its_pictures_and_without_its_set_up(tmp_path):
+    for path in LESSONS:
+        made = slides.page(path)
+        wanted = sum("image/png" in output.get("data", {}) for cell in codes(read(path)) for output in cell.outputs)
+        assert made.count('src="data:image/png') >= wanted * 0.7
+        assert "start_lab" not in made.split("<body>")[1].split("<h2")[0]
+        assert "lab.close()" not in made and "exercise(" not in made

@@ -135,7 +135,7 @@ def held():
     if os.getuid() != 0:
         pytest.skip("only root can hold a workshop")
     began = time.monotonic()
-    running = keeper.start(keeper.Wanted(seats=SEATS, port=0, memory=MEGABYTES, processes=400, disk=64))
+    running = keeper.start(keeper.Wanted(seats=SEATS, port=0, memory=MEGABYTES, processes=300, disk=64))
     try:
         running.seat_everyone()
         print(f"\n{SEATS} seats and the instructor's were ready after {time.monotonic() - began:.1f} s")
@@ -298,7 +298,7 @@ while True:  # every process of it does this: it doubles until it is refused, an
     try:
         os.fork()
     except OSError:
-        time.sleep(0.5)  # others use this machine too
+        time.sleep(5)  # others use this machine too
 """
 
 
@@ -313,8 +313,8 @@ def test_a_fork_bomb_and_a_memory_hog_hurt_their_own_seat_only_and_a_reset_ends_
     bomber.run(f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {BOMB!r}], start_new_session=True)")
     pids = next(value for kind, value in cleanup.entries(held.ledger)
                 if kind == "cgroup" and os.path.exists(f"{value}/seat-01/pids.max"))  # fmt: skip
-    wait_until(lambda: int(cgroups.read(pids, "seat-01", "pids.current")) >= 390, "the bomb to hit its limit", 30)
-    assert len(set(os.listdir("/proc")) - before) < 700
+    wait_until(lambda: int(cgroups.read(pids, "seat-01", "pids.current")) >= 290, "the bomb to hit its limit", 30)
+    assert len(set(os.listdir("/proc")) - before) < 500
     # Meanwhile the others work.
     name, ticks, trouble, seconds = work_through(held, "seat-02", TOGETHER[0])
     assert trouble == "" and ticks >= 20
