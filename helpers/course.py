@@ -64,7 +64,11 @@ def read(path):
 
 def calls(source):
     """[(kind, words)] for each `check` and `exercise` in a cell's source, from top to bottom."""
-    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []  # a learner's own cell, half-written or with a magic
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     found = [node for node in found if getattr(node.func, "id", "") in ("check", "exercise") and node.args]
     return [(node.func.id, words(node.args[0])) for node in sorted(found, key=lambda node: node.lineno)]
 
