@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from helpers import benchmarks, painting
+from helpers import benchmarks, machine, painting
 from helpers.benchmarks import Row
 
 
@@ -13,6 +13,8 @@ def test_every_work_is_measured_beside_each_number_of_processes(monkeypatch, cap
     monkeypatch.setattr(benchmarks, "SIZES", (14, 20))
     monkeypatch.setattr(benchmarks, "TIMES", 2)
     monkeypatch.setattr(painting, "benchmark", lambda size: float(size))  # the browser has its own test
+    find = machine.find  # Podman leaves a process of its own behind, as every podman command of an ordinary user does
+    monkeypatch.setattr(machine, "find", lambda name: find(name) if name != "podman" else None)
     assert benchmarks.main(as_json=True) == 0
     rows = json.loads(capsys.readouterr().out)
     sizes = {}
