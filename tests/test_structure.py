@@ -37,6 +37,7 @@ OWED = {
     "05-attach-vs-exec": "A1 A2 A3 A4 A5 A6 A7 A8 A9 A10 A11 A12 A13 A14 A15 A16 A18 A19",
     "06-pods": "P3 P4 P6 P7 P8 P9 P10 P11 P12 P13 P14 P15 P17 P18 P19 P20 P21 P22 P23",
     "07-not-a-process": "C5 C9 C10 C12",
+    "08-manager": "F10 F11 T8",
 }
 
 
