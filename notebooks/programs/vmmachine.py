@@ -15,6 +15,7 @@ import stat
 import struct
 import termios
 import time
+import tty
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 HOME = os.environ.get("VMRUN_KERNEL") or os.path.join(HERE, "../../.lab/kernel")
@@ -28,7 +29,7 @@ KERNEL = (
 #: What vmagent and the scripts of vmrun call; each is a link to busybox.
 APPLETS = (
     *("cat", "cp", "env", "hostname", "insmod", "kill", "mkdir", "mount", "nsenter", "reboot"),
-    *("setpriv", "setsid", "sh", "stty", "usleep"),
+    *("setpriv", "setsid", "sh", "start-stop-daemon", "stty", "usleep"),
 )
 NODES = {
     "null": (1, 3),
@@ -111,7 +112,17 @@ def pack(config, name, prepare):
             for entry in os.listdir(source) if stat.S_ISDIR(found.st_mode) else ():
                 tree(os.path.join(source, entry), f"{path}/{entry}")
 
-        for folder in ("bin", "binds", "containers", "dev", "proc", "run", "skeleton", "sys"):
+        for folder in (
+            "bin",
+            "binds",
+            "containers",
+            "dev",
+            "etc",
+            "proc",
+            "run",
+            "skeleton",
+            "sys",
+        ):
             add(folder, 0o40755)
         for link in APPLETS:
             add(f"bin/{link}", 0o120777, b"busybox")
@@ -123,6 +134,7 @@ def pack(config, name, prepare):
             if mount["bind"]:
                 tree(os.path.realpath(mount["source"]), f"binds/{number}")
         add("prepare", 0o100644, prepare.encode())
+        add("etc/passwd", 0o100644, b"root:x:0:0::/:/bin/sh\n")
         add("dev/console", 0o20600, device=(5, 1))
         for node, device in NODES.items():
             add(f"skeleton/{node}", 0o20666, device=device)
@@ -406,12 +418,26 @@ def last_words():
 
 
 def waited(pid):
-    """The seconds in which this process could have run, and others had the processors. See proc(5)."""
+    """The seconds in which this process could run and others had the processors. See proc(5)."""
     total = 0
     for task in os.listdir(f"/proc/{pid}/task"):
         with open(f"/proc/{pid}/task/{task}/schedstat") as file:
             total += int(file.read().split()[1])
     return total / 1e9
+
+
+def open_terminal(path):
+    """Make a terminal, send its master to the socket `path`, and return its slave."""
+    master, slave = os.openpty()
+    tty.setraw(slave)  # the other end, in the machine, is the one that cooks
+    folder = os.open(
+        os.path.dirname(path), os.O_PATH
+    )  # a path may be longer than a socket's address
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        socket.send_fds(client, [os.ttyname(slave).encode()], [master])
+    os.close(folder), os.close(master)
+    return slave
 
 
 def detach(slave, tell_size):
