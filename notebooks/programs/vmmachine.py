@@ -40,12 +40,9 @@ NODES = {
     "tty": (5, 0),
 }
 NODES |= {f"hvc{number}": (229, number) for number in range(8)}  # terminals
-LINKS = {
-    "ptmx": "pts/ptmx",
-    "fd": "/proc/self/fd",
-    "stdin": "fd/0",
-    "stdout": "fd/1",
-    "stderr": "fd/2",
+LINKS = {"ptmx": "pts/ptmx", "fd": "/proc/self/fd"}
+LINKS |= {
+    f"std{name}": f"/proc/self/fd/{number}" for number, name in enumerate(("in", "out", "err"))
 }
 #: Signals that are passed on to the container's process.
 FORWARDED = (
