@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path, PurePosixPath
 
-from helpers import machine, processes
+from helpers import machine
 
 APPLETS = [
     *("sh", "cat", "cp", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip", "ipcs", "kill"),
@@ -73,9 +73,8 @@ def keep_cgroup(config, lab, name):
 
     Where the lab may make none, the config stays as it is. See also: cgroups(7).
     """
-    if lab.limits:
-        home = processes.read_one(1, lab.proc).cgroup.removesuffix("/steps")
-        config["linux"]["cgroupsPath"] = f"{home}/{name}"
+    if lab.cgroup:
+        config["linux"]["cgroupsPath"] = f"{lab.cgroup}/{name}"
 
 
 def _maps_group(lab, number):

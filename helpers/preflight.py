@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers import cgroups, machine
+from helpers import cgroups, kernel, machine
 
 TITLES = ("This lesson needs", "Here", "Without it")
 NEXT_TO_CHECKOUT = Path(__file__).resolve().parent.parent
@@ -167,10 +167,15 @@ def node(_lab=None):
 def emulator(_lab=None):
     """Whether a virtual machine can be started, and how fast."""
     found = the_tool(machine.tool(machine.QEMU))
+    lost = "The cells about virtual machines stay empty"
+    if not found.here:
+        return Finding("virtual machines", False, "QEMU is missing", lost, found.mend)
+    if not any((kernel.HOME / name).exists() for name in ("vmlinux", "vmlinuz")):
+        return Finding("virtual machines", False, "QEMU is here, and no kernel for it", lost, "./lab kernel")
     cpu = Path("/proc/cpuinfo").read_text()
     quick = (" vmx" in cpu or " svm" in cpu) and os.access("/dev/kvm", os.W_OK)
-    detail = f"{found.detail}, with {'KVM' if quick else 'emulation only: slower, same facts'}"
-    return Finding("virtual machines", found.here, detail if found.here else "missing", "Lesson 07", found.mend)
+    detail = f"QEMU {found.detail}, with {'KVM' if quick else 'emulation only: slower, same facts'}"
+    return Finding("virtual machines", True, detail)
 
 
 WAYS = "Ways to make a lab (tried for real)"
