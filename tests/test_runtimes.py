@@ -10,7 +10,7 @@ from conftest import CHECKOUT, EXCUSE, LeakCheck, snapshot
 pytest.register_assert_rewrite("runtime_checks")
 import runtime_checks  # noqa: E402
 
-from helpers import machine  # noqa: E402
+from helpers import machine, preflight  # noqa: E402
 from helpers.lab import start_lab  # noqa: E402
 
 VMRUN = CHECKOUT / "notebooks/programs/vmrun"
@@ -86,8 +86,8 @@ def outcome(runtime, check):
 def test_the_runtime_does_what_the_specification_asks(name, check, judged):
     if not machine.find(RUNTIMES[name][0]):
         pytest.skip(f"{name} is missing")
-    if name == "vmrun" and not machine.find(machine.QEMU):
-        pytest.skip("QEMU is missing")
+    if name == "vmrun" and not preflight.emulator().here:
+        pytest.skip(preflight.emulator().detail)
     said = judged(name)[check]
     if isinstance(said, str):
         pytest.skip(EXCUSE + said)
