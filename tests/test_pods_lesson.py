@@ -212,7 +212,7 @@ def make_pods(lab):
     lab.run(["ctr", "--address", node, "--namespace", "k8s.io", "images", "import", "pod.tar"], echo=False)
     lab.run(["podman", "pod", "create", "--name", "duo"], env=podman, echo=False)
     lab.run(["podman", "run", "--detach", "--pod", "duo", "--name", "one", "localhost/pod:1"], env=podman, echo=False)
-    run_it = ["docker", "run", "--detach", "--network", "none", "--name", "one", "localhost/pod:1"]
+    run_it = ["docker", "run", "--detach", "--network", "none", "--memory", "64m", "--name", "one", "localhost/pod:1"]
     lab.run(run_it, env=docker, echo=False)
     pod = {"metadata": {"name": "duo", "uid": "1", "namespace": "default"}}
     if lab.cgroup:
@@ -240,7 +240,10 @@ def test_the_engines_leave_nothing_on_the_machine_and_their_cgroups_are_below_th
     try:
         made = make_pods(lab)
         assert len({p.cgroup for p in made}) == (3 if lab.cgroup else 1)
-        assert not lab.cgroup or all(p.cgroup.startswith(f"{lab.cgroup}/") for p in made)
+        if lab.cgroup:
+            assert all(p.cgroup.startswith(f"{lab.cgroup}/") for p in made)
+            assert processes.cgroup_number("memory.limit", made[1].pid, lab.proc) == 64 << 20
+            assert processes.cgroup_number("memory.limit", made[0].pid, lab.proc) is None
     finally:
         closed = lab.close()
     assert closed.left == ()
