@@ -6,12 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
-import nbformat
 import pytest
 from conftest import CHECKOUT, EXCUSE
-from test_live import SETUP, jupyter, open_notebook, run  # noqa: F401 (a fixture)
+from test_live import SETUP
 
 from helpers import attach_widget, bundles, engines, machine, pictures, rendering, terminals
+from helpers.browser import run
 from helpers.lab import PIPE, LabError, start_lab
 from helpers.pictures.wiring import connections
 from helpers.processes import Descriptor, Process, socket_peers, wait_until
@@ -553,13 +553,8 @@ def titles(page, part):
     return page.locator(f".att {part} b").all_inner_texts()
 
 
-def test_the_widget_is_worked_by_the_keyboard_and_its_lines_end_at_their_descriptors(
-    browser, jupyter, tmp_path, leak_check  # noqa: F811
-):  # fmt: skip
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "work" / "attach.ipynb")
-    page = open_notebook(browser, jupyter.replace("widgets.ipynb", "attach.ipynb"))
+def test_the_widget_is_worked_by_the_keyboard_and_its_lines_end_at_their_descriptors(leak_check, notebook):
+    page = notebook(CELLS)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     run(page, 0)
