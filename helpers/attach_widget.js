@@ -22,16 +22,17 @@ const STYLE = `
 .att .new .chip, .att .box.new { border-width: 3px; }
 .att .mark { color: color-mix(in srgb, var(--att-change) 75%, var(--att-ink)); font-weight: bold; margin-left: 8px; }
 .att .scroll { overflow-x: auto; border: 1px solid var(--att-line); border-radius: 6px; }
-.att .wires { position: relative; display: flex; gap: 64px; align-items: center; padding: 14px; width: max-content; }
-.att .wires svg { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
+.att .wires { position: relative; display: flex; gap: 44px; align-items: center; padding: 12px; width: max-content;
+  font-size: 12px; z-index: 0; }
+.att .wires svg { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; z-index: -1; }
 .att .wires path { fill: none; stroke: var(--att-ink); stroke-width: 1.3; }
 .att .wires marker path { fill: var(--att-ink); stroke: none; }
 .att .column { display: flex; flex-direction: column; gap: 14px; }
 .att .box { border: 1.4px solid var(--part); border-radius: 4px; background: var(--att-page); }
-.att .box > * { padding: 1px 8px; border-top: 1px solid color-mix(in srgb, var(--part) 60%, transparent); }
+.att .box > * { padding: 1px 7px; white-space: nowrap; border-top: 1px solid color-mix(in srgb, var(--part) 60%, transparent); }
 .att .box > :first-child { border-top: 0; background: color-mix(in srgb, var(--part) 18%, var(--att-page)); }
 .att .numbers { color: var(--att-soft); }
-.att .fd { display: inline-block; min-width: 26px; margin-right: 6px; }
+.att .fd { display: inline-block; min-width: 18px; margin-right: 6px; }
 `;
 
 function html(name, attributes = {}, ...children) {
@@ -108,7 +109,7 @@ function render({ model, el }) {
       const right = a.left < b.left; // does the line go to the right?
       const [x, y] = [(right ? a.right : a.left) - home.left, (a.top + a.bottom) / 2 - home.top];
       const [u, v] = [(right ? b.left : b.right) - home.left, (b.top + b.bottom) / 2 - home.top];
-      const bend = right ? 34 : -34;
+      const bend = right ? 24 : -24;
       const look = { d: `M${x} ${y} C${x + bend} ${y} ${u - bend} ${v} ${u} ${v}`, "marker-end": `url(#${head})`,
         class: "line", "data-from": from, "data-to": to };
       if (both) look["marker-start"] = `url(#${head})`;
