@@ -208,6 +208,7 @@ def test_the_lines_are_those_that_were_built(shared, name):
     builder, members = build(shared, source)
     assert found(shared, members) == wanted
     picture = pictures.wiring(members, shared.descriptors(*members), name)
+    assert drawn(picture) == lines_of(picture)
     assert lines_of(picture) == undirected((members[a].pid, m, members[b].pid, n) for a, m, b, n in wanted)
     assert picture.png().startswith(b"\x89PNG")
     builder.stdin.close()
@@ -295,6 +296,18 @@ def lines_of(picture):
     return undirected((*one, *two) for one, two in there)
 
 
+def drawn(picture):
+    """The same lines, as the drawing has them."""
+    port = re.compile(r'<td port="(d\d+)" align="left"> ([\d ]+?)   ')
+    ends = {}
+    for node in re.finditer(r"^\s*p(\d+) \[shape=plain.*$", picture.dot, re.M):
+        ends |= {name: [(int(node[1]), int(n)) for n in numbers.split()] for name, numbers in port.findall(node[0])}
+    edges = re.findall(r"p(\d+):(d\d+):[we] -> p(\d+):(d\d+):[we]", picture.dot)
+    for a, one, b, two in edges:
+        assert (ends[one][0][0], ends[two][0][0]) == (int(a), int(b))
+    return {frozenset([x, y]) for _, one, _, two in edges for x in ends[one] for y in ends[two]}
+
+
 def undirected(lines):
     return {frozenset([(a, m), (b, n)]) for a, m, b, n in lines}
 
@@ -377,7 +390,7 @@ def test_lsof_sees_the_same_lines(shared, name):
     seen = lsof(shared, members)
     assert len(seen) >= SEEN[name]
     assert {(a.pid, a.number, b.pid, b.number) for a, b in connections(shared.descriptors(*members))} == seen
-    assert lines_of(picture) == undirected(seen)
+    assert drawn(picture) == lines_of(picture) == undirected(seen)
     step.kill(9)
 
 
