@@ -192,6 +192,8 @@ function treeView(caption) {
     explained = said;
     details.replaceChildren(...(row ? row.details : []).flatMap(([label, text]) =>
       [html("span", {}, label), html("span", {}, text)]));
+    for (const text of details.children) // a text too long for its place is scrolled by the keyboard too
+      if (text.scrollHeight > text.clientHeight) text.setAttribute("tabindex", "0");
   }
 
   canvas.addEventListener("keydown", (event) => {

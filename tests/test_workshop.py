@@ -17,6 +17,7 @@ import nbformat
 import pytest
 from classroom import sign_in
 from conftest import CHECKOUT, EXCUSE
+from test_accessibility import shot, violations
 from test_structure import codes
 
 from helpers import cgroups, cleanup
@@ -201,7 +202,11 @@ def instructors_rows(held):
 
 def test_a_lab_at_a_seat_has_limits_where_the_machine_grants_them(held):
     kernel = at(held, "seat-01").open("notebooks/01-runc.ipynb")
-    found = kernel.value("(__import__('helpers.lab').lab.start_lab().limits)")
+    kernel.run("import time; from helpers.lab import start_lab; lab = start_lab()")
+    found = kernel.value("lab.limits")
+    kernel.run("began = time.monotonic(); closed = lab.close()")
+    assert kernel.value("closed.left") == [] and kernel.value("len(closed.processes)") >= 1
+    assert kernel.value("time.monotonic() - began") < 5  # it may leave its own cgroup, and so remove it
     kernel.shut()
     assert ({"memory", "pids"} <= set(found)) == ({"memory", "pids"} <= set(held.limits))
 
@@ -217,6 +222,32 @@ def test_only_a_code_lets_in_and_only_to_its_seat(held):
     assert "Who is on which exercise" in stranger.session.get(f"{held.address}/hub/seats", timeout=60).text
     # The instructor sees the checks, and no notebook.
     assert stranger.session.get(f"{held.address}/user/seat-01/api/contents", timeout=60).status_code in (403, 404)
+
+
+def test_a_learner_signs_in_by_the_keyboard_and_sits_before_lesson_00(held, browser):
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto(held.address)
+    page.get_by_label("The code on your card").wait_for()
+    shot(page, "sign-in")
+    assert violations(page) == []
+    page.keyboard.type(" ".join(held.codes["seat-01"].upper().split("-")))
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="What can this machine show me").first.wait_for()
+    page.locator(".jp-Terminal").first.wait_for()
+    shot(page, "seat")
+    page.close()
+    page = browser.new_context().new_page()
+    page.goto(f"{held.address}/hub/login")
+    page.get_by_label("The code on your card").fill("01-wrong-wrong")
+    page.keyboard.press("Enter")
+    page.get_by_role("alert").wait_for()
+    page.get_by_label("The code on your card").fill(held.codes[plan.INSTRUCTOR])
+    page.keyboard.press("Enter")
+    page.get_by_role("table", name="Who is on which exercise").wait_for()
+    shot(page, "room")
+    assert violations(page) == []
+    page.close()
 
 
 HARM = """

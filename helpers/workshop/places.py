@@ -115,9 +115,11 @@ def make_limits(tops, seat, memory, processes):
             inner = mine / "starter"
             inner.mkdir(exist_ok=True)
             inner.chmod(0o755)
-            for file in (mine / "cgroup.procs", mine / "cgroup.subtree_control", inner, inner / "cgroup.procs"):
+            for file in (mine / "cgroup.subtree_control", inner, inner / "cgroup.procs"):
                 os.chown(file, seat.uid, seat.uid)
-        os.chown(mine, seat.uid, seat.uid)
+        for file in (mine, mine / "cgroup.procs", mine / "tasks"):  # a lab that ends goes back to where it came from
+            if file.exists():
+                os.chown(file, seat.uid, seat.uid)
         entered.append(str(inner))
     return entered
 

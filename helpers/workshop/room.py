@@ -18,6 +18,7 @@ from helpers.workshop import places, plan
 
 def main(path):
     config = json.loads(Path(path).read_text())
+    os.umask(0o022)  # whatever root's is: the seats read what is made here
     lifeline = socket.socket(fileno=0)
     os.set_inheritable(0, False)
     try:
