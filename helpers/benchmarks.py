@@ -25,12 +25,13 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SIZES = (10, 100, 1000)  # processes in the lab, or beside it
 TIMES = 11  # how often each work is measured
 
-#: Forks as many sleeping processes as its argument says, and stays their parent.
+#: Forks as many sleeping processes as its argument says, says so, and stays their parent.
 SPAWN = """
 import os, signal, sys
 for _ in range(int(sys.argv[1])):
     if os.fork() == 0:
         os.execvp("sleep", ["sleep", "600"])
+print("ready", flush=True)
 signal.pause()
 """
 
@@ -148,14 +149,13 @@ def first_step():
 @contextlib.contextmanager
 def crowd(size):
     """So many sleeping processes of this user, outside any lab."""
-    parent = subprocess.Popen(spawning(size - 1), stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-        wait_until(lambda: len(children.read_text().split()) == size - 1, f"{size} processes", timeout=60)
-        yield
-    finally:
-        os.killpg(parent.pid, signal.SIGKILL)
-        parent.wait(30)
+    with subprocess.Popen(spawning(size - 1), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          start_new_session=True) as parent:  # fmt: skip
+        try:
+            parent.stdout.readline()
+            yield
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def live_cost():
