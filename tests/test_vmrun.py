@@ -429,7 +429,7 @@ def engine(request, lab):
 @pytest.fixture(scope="module")
 def service(engine):
     """A container that has been running since before, and says so."""
-    script = "trap 'echo told to end; exit 9' TERM; echo up; echo trouble >&2; while :; do sleep 0.2; done"
+    script = "trap 'echo for all' USR1; echo up; echo trouble >&2; while :; do sleep 0.2; done"
     options = ("--name", "service", "--hostname", "hal", "--env", "WORD=two words", "--workdir", "/tmp")
     engine("run", "--detach", *options, "box", "sh", "-c", script)
     yield engine
@@ -488,11 +488,8 @@ def test_exec_gives_a_terminal(service):
 
 def test_exec_on_a_terminal_takes_keys_a_size_and_ctrl_c(service, lab):
     with on_terminal(service, lab, "exec", "--interactive", "--tty", "service", "sh") as terminal:
-        terminal.send("stty size; sleep 1000\n")
-        terminal.expect("31 77")
-        terminal.send("\x03")
-        terminal.send("echo alive $((6 * 7)); exit 3\n")
-        terminal.expect("alive 42")
+        interrupt(terminal)
+        terminal.send("exit 3\n")
         assert terminal.wait() == 3
 
 
@@ -505,10 +502,9 @@ def test_inspect_knows_its_state(service):
 def test_attach_shows_what_comes(service, lab):
     step = lab.start(service.argv("attach", "--no-stdin", "--sig-proxy=false", "service"), stdout="attached",
                      stderr="attached", env=service.env, echo=False)  # fmt: skip
-    echo = ["sh", "-c", "echo for all > /proc/$(cat /proc/[0-9]*/stat | grep -m1 '(sleep)' | cut -d' ' -f4)/fd/1"]
 
     def heard():
-        service("exec", "service", *echo, check=False)
+        service("kill", "--signal", "USR1", "service")
         return "for all" in lab.path("attached").read_text()
 
     try:
@@ -556,12 +552,25 @@ def test_rm_force_leaves_no_machine(engine):
 
 def test_run_on_a_terminal_takes_ctrl_c(engine, lab):
     with on_terminal(engine, lab, "run", "--rm", "--interactive", "--tty", "box", "sh") as terminal:
-        terminal.send("tty; stty size; sleep 1000\n")
-        terminal.expect("/dev/hvc0")
-        terminal.expect("31 77")
-        terminal.send("\x03")
+        interrupt(terminal)
         terminal.send("exit 6\n")
         assert terminal.wait() == 6
+
+
+def interrupt(terminal):
+    """See the terminal's size, and that Ctrl-C ends what the shell there has started."""
+    terminal.expect("# ")
+    terminal.send("tty; stty size; sum=$((40 + 2)); echo $sum; cat\n")
+    terminal.expect("/dev/hvc")
+    terminal.expect("31 77")
+    terminal.expect("42")
+    terminal.send("twice\n")
+    terminal.expect("twice\r\n")  # the terminal's echo
+    terminal.expect("twice\r\n")  # and that of cat, which runs, then
+    terminal.send("\x03")
+    terminal.expect("# ")
+    terminal.send("echo alive $((sum + 1))\n")
+    terminal.expect("alive 43")
 
 
 class Terminal:
