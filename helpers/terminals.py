@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from helpers.steps import read_until
 
+PATIENCE = 5  # s for which the next key waits, if a program doesn't read
+TIOCGPTPEER = 0x5441  # opens the other side; see ioctl_tty(2)
 CTRL_C, CTRL_P, CTRL_Q = "\x03", "\x10", "\x11"
 
 
@@ -29,10 +31,20 @@ class Terminal:
     _seen: list = field(repr=False, default_factory=list)
 
     def type(self, *keys):
-        """Press keys: each string goes off alone, as a person's keys do."""
+        """Press keys: each string goes off alone, when the one before has been read, as a person's keys do."""
         for key in keys:
             os.write(self.master, key.encode())
-            time.sleep(0.02)  # who reads them must get them apart, and no condition says that they have been read
+            deadline = time.monotonic() + PATIENCE
+            while self._unread() and time.monotonic() < deadline:
+                time.sleep(0.005)
+
+    def _unread(self):
+        """How many bytes wait at the terminal's other side for a program to read them."""
+        slave = fcntl.ioctl(self.master, TIOCGPTPEER, os.O_RDONLY | os.O_NOCTTY)
+        try:
+            return struct.unpack("i", fcntl.ioctl(slave, termios.FIONREAD, bytes(4)))[0]
+        finally:
+            os.close(slave)
 
     def read_until(self, words, timeout=20):
         """Wait until `words` have come on the screen, and return the text up to there. Raises TimeoutError."""

@@ -386,10 +386,17 @@ def test_lsof_sees_the_same_lines(shared, name):
         pytest.skip("lsof is missing")
     engine, how = name.split(maxsplit=1)
     step, members = on_shim(shared, how) if engine == "shim" else on_engine(shared, engine, how)
-    picture = pictures.wiring(members, shared.descriptors(*members), name)
-    seen = lsof(shared, members)
+
+    def look():
+        """What both see, or None while somebody opens or closes something between the two looks."""
+        ends = shared.descriptors(*members)
+        seen = lsof(shared, members)
+        return (ends, seen) if ends == shared.descriptors(*members) else None
+
+    ends, seen = wait_until(look, "two equal looks", 30)
+    picture = pictures.wiring(members, ends, name)
     assert len(seen) >= SEEN[name]
-    assert {(a.pid, a.number, b.pid, b.number) for a, b in connections(shared.descriptors(*members))} == seen
+    assert {(a.pid, a.number, b.pid, b.number) for a, b in connections(ends)} == seen
     assert drawn(picture) == lines_of(picture) == undirected(seen)
     step.kill(9)
 
