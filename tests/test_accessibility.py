@@ -79,7 +79,7 @@ WIDGETS = [
     "pod_widget.show(lab, {'net': ['own', 'own']})",
     "bundles.make(lab, 'clock', ['sh', '-c', 'while :; do date; sleep 1; done'])\n"
     "lab.run(['runc', 'run', '--detach', '--bundle', 'clock', 'clock'], stdout='clock.log')\n"
-    "commands = {'attach': ['cat'], 'exec': ['runc', 'exec', 'clock', 'date'], 'logs': ['cat', 'clock.log']}\n"
+    "commands = {'attach': ['cat'], 'exec': ['runc', 'exec', 'clock', 'cat'], 'logs': ['cat', 'clock.log']}\n"
     "attach_widget.show(lab, lab.container('clock'), commands, pressed='exec')",
     "lab.close()",
 ]

@@ -22,7 +22,7 @@ from test_structure import codes
 
 from helpers import cgroups, cleanup
 from helpers.processes import wait_until
-from helpers.workshop import board, keeper, page, plan, proxy
+from helpers.workshop import board, keeper, page, places, plan, proxy
 
 SEATS = int(os.environ.get("SEATS", "3"))
 TOGETHER = [path for path in (CHECKOUT / "notebooks/01-runc.ipynb", CHECKOUT / "notebooks/05-attach-vs-exec.ipynb")
@@ -156,10 +156,17 @@ def at(held, name):
 
 def memory(held, name):
     """MB that a seat uses, by its cgroup; None without one."""
-    tops = [value for kind, value in cleanup.entries(held.ledger) if kind == "cgroup"]
-    from helpers.workshop import places
+    return places.usage([value for kind, value in cleanup.entries(held.ledger) if kind == "cgroup"],
+                        plan.Seat(1, name, 0))  # fmt: skip
 
-    return places.usage(tops, plan.Seat(1, name, 0))
+
+def most_memory(held, name):
+    """MB that a seat has used at most, files in memory among them; None where nobody counts."""
+    for kind, place in cleanup.entries(held.ledger):
+        for file in ("memory.max_usage_in_bytes", "memory.peak"):
+            if kind == "cgroup" and os.path.exists(f"{place}/{name}/{file}"):
+                return int(cgroups.read(place, name, file)) >> 20
+    return None
 
 
 def work_through(held, name, path):
@@ -185,7 +192,9 @@ def test_all_seats_run_a_lesson_to_its_end_at_the_same_time_with_all_checks_gree
     assert troubles == []
     assert len({ticks for _, ticks, _, _ in done}) == 1 and done[0][1] >= 20
     slowest = max(seconds for _, _, _, seconds in done)
-    print(f"\n{path.stem} at {SEATS} seats at once: {slowest:.0f} s for the slowest; {idle} MB a seat before it")
+    most = [most_memory(held, name) for name in everyone(held)]
+    print(f"\n{path.stem} at {SEATS} seats at once: {slowest:.0f} s for the slowest; MB a seat: {idle} before, "
+          f"{most} at most")  # fmt: skip
     rows = instructors_rows(held)
     assert {path.stem in rows[name]["lesson"] for name in everyone(held)} == {True}
     known = board.read_lesson(path)
