@@ -32,7 +32,7 @@ FORM = """
 <p><label for="code">The code on your card</label></p>
 <p><input id="code" name="code" autocomplete="off" autocapitalize="off" spellcheck="false" autofocus required
  class="form-control" style="max-width: 20em; font-family: monospace"></p>
-<p><button class="btn btn-jupyter">Sit down</button></p>
+<p><button class="btn" style="background: #005a9c; color: #fff">Sit down</button></p>
 </form></main>
 """
 
