@@ -84,9 +84,9 @@ class Kernel:
 
     def value(self, expression):
         """The value of an expression, through JSON."""
-        said, trouble = self.run(f"import json\nprint(json.dumps({expression}))")
+        said, trouble = self.run(f"import json\nprint('VALUE' + json.dumps({expression}))")
         assert not trouble, trouble
-        return json.loads(said)
+        return json.loads(re.search(r"VALUE(.*)", said)[1])  # IPython may complain on the same stream
 
     def shut(self):
         self.socket.close()
