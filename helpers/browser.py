@@ -97,9 +97,10 @@ def jupyter(place, cells):
 def open_notebook(browser, address, **options):
     """A page with the notebook, whose kernel is ready."""
     page = browser.new_page(viewport={"width": 1100, "height": 900}, **options)
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(30_000)
     page.goto(address)
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    ready = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+    page.wait_for_function(ready, timeout=90_000)  # on a busy machine all of JupyterLab takes its time
     return page
 
 
