@@ -19,7 +19,7 @@ import tty
 
 HERE = os.path.dirname(os.path.realpath(__file__))
 HOME = os.environ.get("VMRUN_KERNEL") or os.path.join(HERE, "../../.lab/kernel")
-BOOT = 20  # seconds after which a machine that is not heard is ended; more where others have the CPU
+BOOT = 20  # seconds after which a machine that is not heard is ended; more on a busy one
 PORTS = 16  # of the virtio-serial device: 0 is not used, 1 is the agent's
 #: What the kernel is told: print little, try nothing twice, give up at once when it can't go on.
 KERNEL = (
