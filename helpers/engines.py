@@ -99,7 +99,12 @@ def create(lab, name, *options):
     """
     files = ["--exit-dir", "exits", "--log-path", f"k8s-file:{name}/log"]
     lab.run(["./shim", "--cid", name, "--bundle", name, "--runtime", "runc", *files, *options])
-    processes.wait_until(lambda: lab.status(name) == "created", f"{name} to be created", 20)
+
+    def created():  # the runtime says so a moment before it leaves the container to the shim
+        parent = lab.process(lab.container(name).ppid) if lab.status(name) == "created" else None
+        return parent is not None and parent.name == "shim"
+
+    processes.wait_until(created, f"{name} to be created", 20)
 
 
 def attach(lab, name):
