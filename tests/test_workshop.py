@@ -115,6 +115,8 @@ def test_the_page_shows_words_and_not_only_signs_and_escapes_them():
     told.hear("seat-01", said("make <b>", "exercise", False))
     shown = page.page({"seat-01": {**told.row("seat-01"), "state": "ready", "memory": 120}}, "/hub/seats", "x", "")
     assert "○ 01.1 tried once: make &lt;b&gt;" in shown and "<b>" not in shown
+    done = page.exercise({"number": "01.2", "words": "long", "done": True, "tries": 3}, False)
+    assert "✓ 01.2 done<" in done and "long" not in done  # words for the exercise that the seat is at, no more
     assert 'aria-label="Reset seat-01"' in shown and "120 MB" in shown and "a &lt; b?" in shown
 
 

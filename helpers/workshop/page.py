@@ -43,11 +43,8 @@ def ago(seconds):
 
 def cells(row):
     """{column: HTML} for one seat. `row` is what Board.row tells, with `state` and `memory` (MB or None) added."""
-    exercises = "".join(
-        f'<li class="{"done" if one["done"] else "open"}">{"✓" if one["done"] else "○"} {one["number"]} '
-        f'{"done" if one["done"] else tried(one["tries"])}: {html.escape(one["words"])}</li>'
-        for one in row["exercises"]
-    )
+    current = next((one["number"] for one in row["exercises"] if not one["done"]), "")
+    exercises = "".join(exercise(one, one["number"] == current) for one in row["exercises"])
     lesson = html.escape(f"{row['lesson']}: {row['title']}") if row["lesson"] else "no check yet"
     red = f'<p class="red">✗ failed: {html.escape(row["red"])}</p>' if row["red"] else ""
     memory = "" if row["memory"] is None else f"{row['memory']} MB"
@@ -55,6 +52,13 @@ def cells(row):
         "state": row["state"], "lesson": lesson, "checks": html.escape(row["checks"]) + red,
         "exercises": f"<ul>{exercises}</ul>" if exercises else "", "heard": ago(row["silent"]), "memory": memory,
     }  # fmt: skip
+
+
+def exercise(one, current):
+    """One exercise as a line; the one that the seat is at in full, so that thirty seats fit on a screen or two."""
+    state = "✓ {number} done" if one["done"] else "○ {number} " + tried(one["tries"])
+    words = f": {html.escape(one['words'])}" if current else ""
+    return f'<li class="{"done" if one["done"] else "open"}">{state.format(number=one["number"])}{words}</li>'
 
 
 def tried(times):
