@@ -1,7 +1,7 @@
 """How long the lessons take: reading counted from their text, running measured. Makes the tables of INSTRUCTOR.md.
 
     python -m helpers.timetable          write the tables anew, with the running times that stand there
-    python -m helpers.timetable --run    run every lesson first, and measure
+    python -m helpers.timetable --run [NAME]   run every lesson first, or those named, and measure
 """
 
 import re
@@ -69,16 +69,22 @@ def lessons():
     return {path.stem: sections(nbformat.read(path, as_version=4)) for path in paths}
 
 
-def measured():
-    """{name: seconds}: every lesson once, from top to bottom, in a fresh kernel on this machine."""
+def measured(names=()):
+    """(name, seconds) of each lesson whose name begins with one of `names`, of all without: run once from top to
+    bottom, in a fresh kernel on this machine. A lesson that fails is named, and left out.
+    """
     from helpers import rendering
 
-    found = {}
     for path in sorted((CHECKOUT / "notebooks").glob("*.ipynb")):
+        if names and not path.name.startswith(tuple(names)):
+            continue
         began = time.monotonic()
-        rendering.execute(path)
-        found[path.stem] = round(time.monotonic() - began)
-    return found
+        try:
+            rendering.execute(path)
+        except rendering.RenderError as error:
+            print(f"lab: {error}", file=sys.stderr)
+            continue
+        yield path.stem, round(time.monotonic() - began)
 
 
 def known(text):
@@ -148,9 +154,11 @@ def filled(text, seconds):
 
 
 def main(argv):
-    text = GUIDE.read_text()
-    seconds = measured() if argv == ["--run"] else known(text)
-    GUIDE.write_text(filled(text, seconds))
+    seconds = known(GUIDE.read_text())
+    for name, took in measured(argv[1:]) if argv[:1] == ["--run"] else ():
+        seconds[name] = took
+        GUIDE.write_text(filled(GUIDE.read_text(), seconds))  # after each: what is measured stays
+    GUIDE.write_text(filled(GUIDE.read_text(), seconds))
     print(f"{GUIDE.relative_to(CHECKOUT)}: {len(lessons())} lessons")
     return 0
 
