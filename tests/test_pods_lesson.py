@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
-from test_live import SETUP, jupyter, open_notebook, run  # noqa: F401 (a fixture)
+from test_live import SETUP
 
 from helpers import bundles, cgroups, cri, engines, pictures, pod_widget, processes
+from helpers.browser import run
 from helpers.lab import start_lab
 from helpers.processes import Process, wait_until
 from notebooks.programs import image
@@ -290,11 +290,8 @@ def test_what_a_node_lacks_is_named(monkeypatch, lab):
 # ---- in JupyterLab
 
 
-def test_the_grid_is_worked_by_the_keyboard_alone(browser, jupyter, tmp_path, leak_check):  # noqa: F811
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "work" / "pods.ipynb")
-    page = open_notebook(browser, jupyter.replace("widgets.ipynb", "pods.ipynb"))
+def test_the_grid_is_worked_by_the_keyboard_alone(leak_check, notebook):
+    page = notebook(CELLS)
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     run(page, 0)
