@@ -223,10 +223,15 @@ class Workshop:
     def seat(self, name, timeout=300):
         """Start one seat and wait until it is ready."""
         deadline = time.monotonic() + timeout
-        status, _ = self.ask("POST", f"/hub/api/users/{name}/server", timeout=60)
+        status, _ = self.ask("POST", f"/hub/api/users/{name}/server", timeout=timeout)
         while status == 202:
-            _, user = self.ask("GET", f"/hub/api/users/{name}")
-            server = user["servers"].get("", {})
+            try:
+                _, user = self.ask("GET", f"/hub/api/users/{name}")
+            except OSError as error:  # a small machine on which many start has no time for questions: ask again
+                if isinstance(error, urllib.error.HTTPError):
+                    raise
+                user = None
+            server = user["servers"].get("", {}) if user else {"ready": False}
             if server.get("ready"):
                 return
             if not server or time.monotonic() > deadline:

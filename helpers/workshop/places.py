@@ -106,7 +106,8 @@ def make_limits(tops, seat, memory, processes):
             for name in ("cpuset.cpus", "cpuset.mems"):
                 (mine / name).write_text(Path(top, name).read_text())
         limits = {"memory.limit_in_bytes": memory << 20, "memory.max": memory << 20, "memory.swap.max": 0,
-                  "pids.max": processes}  # fmt: skip
+                  "pids.max": processes,
+                  "cpu.shares": 128, "cpu.weight": 12}  # fmt: skip # equal for all, and the hub counts for eight
         for name, value in limits.items():
             if (mine / name).exists():
                 (mine / name).write_text(str(value))
