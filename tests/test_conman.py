@@ -32,7 +32,7 @@ FOREVER = ["sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.02; 
 SHIMS = {"shim": "bin/shim", "conmon": shutil.which("conmon") or "/usr/bin/conmon"}
 SEED = int(os.environ.get("CONMAN_SEED", random.randrange(10**6)))
 PATIENT = bool(os.environ.get("CONMAN_FAULTS"))  # then a kill at every line, not at a few
-MANY = int(os.environ.get("CONMAN_MANY", 30))
+MANY = int(os.environ.get("CONMAN_MANY", 20))
 
 
 @dataclass(frozen=True)
@@ -360,6 +360,21 @@ def test_rm_as_an_option_removes_it_whoever_is_still_there(conman):
     assert conman.rows() == {"y": "running"}
     conman.must("kill", "y")
     wait_until(lambda: conman.rows() == {}, "it to be removed without its manager", 20)
+
+
+def test_who_removes_it_waits_for_those_who_still_want_its_exit_code(conman):
+    step = conman.start("run", "--rm", "--name", "x", "box", *FOREVER, stdout=PIPE)
+    collect(step, b"ready")
+    step.kill(signal.SIGSTOP)  # a client that is slow to ask
+    conman.must("kill", "x")
+    removing = lambda: [p for p in conman.lab.processes() if "--only" in p.argv]  # noqa: E731
+    gone = lambda: not conman.path("containers/x").exists()  # noqa: E731
+    wait_until(lambda: removing() or gone(), "the shim's last command", 20)
+    with contextlib.suppress(TimeoutError):
+        wait_until(gone, "it to be removed", 2)  # in vain
+    step.kill(signal.SIGCONT)
+    assert step.wait(20) == 137
+    wait_until(gone, "it to be removed", 20)
 
 
 def test_several_names_get_their_turn_even_if_one_is_refused(ours):
