@@ -154,7 +154,7 @@ class Workshop:
         self.limits, self.ready = [], {}
         self._reached, self._token, self._lifeline, self._starter, self._file = reached, token, lifeline, starter, file
 
-    def wait_for_room(self, timeout=120):
+    def wait_for_room(self, timeout=300):
         """Until the room is furnished, and the hub is being started."""
         self._lifeline.settimeout(timeout)
         said = self._lifeline.recv(65536)
@@ -165,7 +165,7 @@ class Workshop:
         children = Path(f"/proc/{self._starter.pid}/task/{self._starter.pid}/children").read_text().split()
         cleanup.register(self.ledger, "init", cleanup.identity(int(children[0])))
 
-    def wait_for_hub(self, timeout=120):
+    def wait_for_hub(self, timeout=300):
         deadline = time.monotonic() + timeout
         while True:
             try:
