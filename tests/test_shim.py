@@ -473,3 +473,13 @@ def test_three_that_die_together_are_all_reaped(bundle):
     os.kill(said[0]["data"], signal.SIGKILL)
     assert exit_code(bundle) == "137"
     wait_until(lambda: read_one(parent) is None, "the shim to end")
+
+
+@as_root
+def test_the_runtime_does_not_inherit_the_ignored_signals_of_python(bundle):
+    """runc would heal that for the container, because Go handles these signals; crun would hand it down."""
+    runtime = bundle / "runtime"
+    runtime.write_text("#!/bin/sh\ngrep ^SigIgn /proc/self/status >&2; exit 1\n")
+    runtime.chmod(0o755)
+    said = shim(bundle, ["true"], "--runtime", runtime)
+    assert int(said[0]["message"].split()[1], 16) & (1 << 12 | 1 << 24) == 0  # SIGPIPE and SIGXFSZ
