@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from helpers import processes
 from helpers.preflight import table
 
-PATIENCE = 30  # seconds for the first line, and for the end of everything
+PATIENCE = 90  # seconds for each command, and for the end of everything: a machine may boot beside others
 
 
 @dataclass(frozen=True)
