@@ -86,7 +86,8 @@ def is_alive(ledger):
 
 def undo(ledger):
     """Undo every line, last first, and delete the ledger. Returns what could not be removed, as text."""
-    deeds = {"cgroup": remove_cgroup, "controller": withdraw_controller, "directory": remove_directory}
+    deeds = {"cgroup": remove_cgroup, "controller": withdraw_controller, "directory": remove_directory,
+             "parent": remove_parent}  # fmt: skip
     problems = []
     for kind, value in reversed(entries(ledger)):
         try:
@@ -138,6 +139,15 @@ def remove_cgroup(top, patience=5.0):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.005)  # the kernel frees a cgroup a moment after its last process
+
+
+def remove_parent(place):
+    """Remove a cgroup that a runtime made above one of a lab's, as long as nobody else has come to use it."""
+    try:
+        os.rmdir(place)  # takes an empty one only
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EBUSY, errno.ENOTEMPTY):
+            raise
 
 
 def thaw(top):

@@ -177,7 +177,27 @@ def enter_cgroups(mounted, name, ledger):
         if hierarchy.version == 2:
             granted = handed_down(top)
         limits.update(c for c in granted if not c.startswith("name="))
+    expect_elsewhere(mounted, [top for _, top, _ in homes], ledger)
     return homes, sorted(limits)
+
+
+def expect_elsewhere(mounted, tops, ledger):
+    """Write down where engines may make cgroups for the lab beside its own.
+
+    On v1 a process may stand at another path in each hierarchy, but a runtime takes one path, and makes it in all.
+    """
+    mountpoints = [hierarchy.mountpoint for hierarchy in mounted if hierarchy.version == 1]
+    paths = {os.path.relpath(top, m) for m in mountpoints for top in tops if top.startswith(f"{m}/")}
+    for mountpoint in mountpoints:
+        for path in paths:
+            place, above = os.path.join(mountpoint, path), []
+            if place in tops:
+                continue
+            while (path := os.path.dirname(path)) and not os.path.isdir(os.path.join(mountpoint, path)):
+                above.insert(0, os.path.join(mountpoint, path))
+            for parent in above:
+                cleanup.register(ledger, "parent", parent)
+            cleanup.register(ledger, "cgroup", place)
 
 
 def hand_down(place, controllers, ledger=None):
