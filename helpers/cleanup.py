@@ -86,8 +86,10 @@ def is_alive(ledger):
 
 def undo(ledger):
     """Undo every line, last first, and delete the ledger. Returns what could not be removed, as text."""
-    deeds = {"cgroup": remove_cgroup, "controller": withdraw_controller, "directory": remove_directory,
-             "parent": remove_parent}  # fmt: skip
+    deeds = {
+        "cgroup": remove_cgroup, "elsewhere": remove_cgroup, "parent": remove_parent,
+        "controller": withdraw_controller, "directory": remove_directory,
+    }  # fmt: skip
     problems = []
     for kind, value in reversed(entries(ledger)):
         try:

@@ -186,17 +186,7 @@ def docker(lab, runtimes=None, limits=False):
         stdout=log, stderr=log, echo=False, env={**client, **rootless, "PATH": SEARCH},
     )  # fmt: skip
 
-    def settled():
-        return _answers(lab, client) or processes.read_one(daemon.pid, lab.proc) is None
-
-    try:
-        processes.wait_until(settled, "dockerd to answer", 20)
-    except TimeoutError:
-        daemon.kill()
-        raise EngineError("dockerd did not answer in 20 s") from None
-    if not _answers(lab, client):
-        said = lab.path(log).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise EngineError(f"dockerd ended at once: {said[-1]}")
+    _wait_for(lab, daemon, lambda: _answers(lab, client), log)
     return client
 
 
@@ -255,16 +245,7 @@ def cri(lab, pause):
         asked = ["ctr", "--address", socket, "--timeout", "2s", "version"]
         return lab.run(asked, echo=False, check=False).code == 0
 
-    try:
-        ended = processes.wait_until(
-            lambda: "answers" if answers() else processes.read_one(daemon.pid, lab.proc) is None,
-            "containerd to answer", 20,
-        )  # fmt: skip
-    except TimeoutError:
-        daemon.kill()
-        raise EngineError("containerd did not answer in 20 s") from None
-    if ended != "answers":
-        raise EngineError(f"containerd ended at once: {lab.path(log).read_text().strip().splitlines()[-1]}")
+    _wait_for(lab, daemon, answers, log)
     return socket
 
 
@@ -304,6 +285,23 @@ def _inside_cgroup(lab, program):
 def _mount_options(hierarchy):
     """The options that mount a hierarchy of v1: its controllers, or its name."""
     return ("none," if hierarchy.controllers[0].startswith("name=") else "") + ",".join(hierarchy.controllers)
+
+
+def _wait_for(lab, daemon, answers, log):
+    """Wait until a daemon (a `Step`) answers. Raises EngineError, with the last line of its log when it has ended."""
+    name = daemon.argv[0]
+
+    def settled():
+        return "answers" if answers() else processes.read_one(daemon.pid, lab.proc) is None
+
+    try:
+        outcome = processes.wait_until(settled, f"{name} to answer", 20)
+    except TimeoutError:
+        daemon.kill()
+        raise EngineError(f"{name} did not answer in 20 s") from None
+    if outcome != "answers":
+        said = lab.path(log).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+        raise EngineError(f"{name} ended at once: {said[-1]}")
 
 
 def _answers(lab, client):

@@ -197,7 +197,7 @@ def expect_elsewhere(mounted, tops, ledger):
                 above.insert(0, os.path.join(mountpoint, path))
             for parent in above:
                 cleanup.register(ledger, "parent", parent)
-            cleanup.register(ledger, "cgroup", place)
+            cleanup.register(ledger, "elsewhere", place)
 
 
 def hand_down(place, controllers, ledger=None):

@@ -36,6 +36,9 @@ NAMESPACES = ["--mount", "--net", "--ipc", "--uts", "--pid", "--fork", "--mount-
 PIPE = subprocess.PIPE
 
 
+CGROUPS = ("cgroup", "elsewhere")  # kinds in the ledger: made for the lab, and made by engines beside that
+
+
 @dataclass(frozen=True)
 class Closed:
     """How a lab ended: the `processes` and `cgroups` that it had, and what of it is `left`: normally nothing."""
@@ -230,7 +233,7 @@ class Lab:
         init = dict(known).get("init")
         lives = init and init == cleanup.identity(self.pid)
         members = tuple(f"{p.pid} {p.name}" for p in self.processes()) if lives else ()
-        cgroups = tuple(value for kind, value in known if kind == "cgroup" and os.path.isdir(value))
+        cgroups = tuple(value for kind, value in known if kind in CGROUPS and os.path.isdir(value))
         self._control.close()
         try:
             self._starter.wait(15)

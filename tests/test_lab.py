@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import CHECKOUT, EXCUSE
 
-from helpers import bundles, cgroups, cleanup, machine, processes
+from helpers import bundles, cgroups, cleanup, init, machine, processes
 from helpers import lab as labs
 from helpers.checks import CheckFailed, check, expect_failure
 
@@ -354,6 +354,23 @@ def test_the_lab_of_another_pid_namespace_is_left_to_its_own(tmp_path):
     assert not cleanup.is_alive(path)
     cleanup.register(path, "namespace", "pid:[1]")
     assert cleanup.is_alive(path)
+
+
+def test_what_an_engine_makes_at_the_labs_path_in_another_hierarchy_is_foreseen(tmp_path):
+    """A process may stand at /a in the memory hierarchy and at the top of the others, as in some virtual machines."""
+    memory, pids = (str(tmp_path / kind) for kind in ("memory", "pids"))
+    tops = [f"{memory}/a/b/uncontained-x", f"{pids}/uncontained-x"]
+    for top in tops:
+        os.makedirs(top)
+    mounted = [cgroups.Hierarchy(1, (kind,), str(tmp_path / kind), "/") for kind in ("memory", "pids")]
+    ledger = str(tmp_path / "x.ledger")
+    init.expect_elsewhere(mounted, tops, ledger)
+    known = cleanup.entries(ledger)
+    assert sorted(known) == [
+        ("elsewhere", f"{memory}/uncontained-x"), ("elsewhere", f"{pids}/a/b/uncontained-x"),
+        ("parent", f"{pids}/a"), ("parent", f"{pids}/a/b"),
+    ]  # fmt: skip
+    assert known.index(("parent", f"{pids}/a")) < known.index(("parent", f"{pids}/a/b"))  # undone last-in-first-out
 
 
 def test_a_half_written_line_of_a_ledger_is_no_deed(tmp_path):
