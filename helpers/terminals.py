@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from helpers.steps import read_until
 
+APART = 0.05  # s between two keys: the kernel hands a key on a moment after the write, and until then it can't be seen
 PATIENCE = 5  # s for which the next key waits, if a program doesn't read
 TIOCGPTPEER = 0x5441  # opens the other side; see ioctl_tty(2)
 CTRL_C, CTRL_P, CTRL_Q = "\x03", "\x10", "\x11"
@@ -35,6 +36,7 @@ class Terminal:
         for key in keys:
             os.write(self.master, key.encode())
             deadline = time.monotonic() + PATIENCE
+            time.sleep(APART)
             while self._unread() and time.monotonic() < deadline:
                 time.sleep(0.005)
 
