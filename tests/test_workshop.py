@@ -129,6 +129,36 @@ def test_every_exercise_of_every_lesson_is_known_to_the_board():
         assert len(known.checks) >= 3
 
 
+# ---- its end: comes first, for a machine holds one workshop at a time, and the one below lives as long as its tests
+
+
+def test_nothing_is_left_of_a_workshop_that_is_stopped_or_killed(leak_check):
+    """Ended from another terminal, and with kill -9 of the process that holds it."""
+    if os.getuid() != 0:
+        pytest.skip("only root can hold a workshop")
+    users = Path("/etc/passwd").read_text()
+    for end in ("stop", "kill"):
+        argv = [sys.executable, "-m", "helpers.command", "workshop", "--seats", "1", "--port", "0"]
+        with subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+            lines = iter(process.stdout.readline, "")
+            assert any("All seats are ready" in line for line in lines)
+            second = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+            assert (second.returncode, second.stdout) == (1, "Making 1 seats ...\n")
+            assert "running already" in second.stderr
+            if end == "stop":
+                done = subprocess.run([*argv[:4], "--stop"], cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
+                assert (done.returncode, done.stdout) == (0, "The workshop has ended.\n"), done.stderr
+                assert "nothing of it is left" in process.stdout.read()
+            else:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait(10)
+                wait_until(lambda: not keeper.running(), "the room to end", 20)
+                swept = subprocess.run([str(CHECKOUT / "lab"), "reset"], capture_output=True, text=True, timeout=60)
+                assert swept.returncode == 0, swept.stderr
+    assert Path("/etc/passwd").read_text() == users
+    assert leak_check.left() == []
+
+
 # ---- a real one
 
 
@@ -391,34 +421,7 @@ def test_a_restart_keeps_the_files_and_a_reset_makes_the_seat_new(held):
     assert instructors_rows(held)["seat-02"]["lesson"] == "no check yet"
 
 
-# ---- its end
-
-
-def test_nothing_is_left_of_a_workshop_that_is_stopped_or_killed(leak_check):
-    """Ended from another terminal, and with kill -9 of the process that holds it."""
-    if os.getuid() != 0:
-        pytest.skip("only root can hold a workshop")
-    users = Path("/etc/passwd").read_text()
-    for end in ("stop", "kill"):
-        argv = [sys.executable, "-m", "helpers.command", "workshop", "--seats", "1", "--port", "0"]
-        with subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-            lines = iter(process.stdout.readline, "")
-            assert any("All seats are ready" in line for line in lines)
-            second = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
-            assert (second.returncode, second.stdout) == (1, "Making 1 seats ...\n")
-            assert "running already" in second.stderr
-            if end == "stop":
-                done = subprocess.run([*argv[:4], "--stop"], cwd=CHECKOUT, capture_output=True, text=True, timeout=60)
-                assert (done.returncode, done.stdout) == (0, "The workshop has ended.\n"), done.stderr
-                assert "nothing of it is left" in process.stdout.read()
-            else:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait(10)
-                wait_until(lambda: not keeper.running(), "the room to end", 20)
-                swept = subprocess.run([str(CHECKOUT / "lab"), "reset"], capture_output=True, text=True, timeout=60)
-                assert swept.returncode == 0, swept.stderr
-    assert Path("/etc/passwd").read_text() == users
-    assert leak_check.left() == []
+# ---- the command line
 
 
 def test_an_ordinary_user_is_told_to_use_sudo(learners):
