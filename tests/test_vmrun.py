@@ -153,9 +153,9 @@ def test_the_program_is_short_and_needs_only_the_standard_library():
     lines = Path(VMRUN).read_text().splitlines()
     assert len(lines) <= 450
     assert max(map(len, lines)) <= 120
-    for name in ("vmrun", "vmmachine.py"):
+    for name in ("vmrun", "vmmachine.py", "vmpod.py"):
         source = (CHECKOUT / "notebooks/programs" / name).read_text()
-        imported = set(re.findall(r"^ *(?:import|from) (\w+)", source, re.M)) - {"vmmachine"}
+        imported = set(re.findall(r"^ *(?:import|from) (\w+)", source, re.M)) - {"vmmachine", "vmpod"}
         assert imported <= sys.stdlib_module_names
     assert (CHECKOUT / "notebooks/programs/vmagent").stat().st_size < 5000
 
@@ -180,6 +180,8 @@ def test_a_container_lives_as_the_specification_says_and_every_other_step_is_ref
     done = place.run("exec", "c", "sh", "-c", "cat; pwd; hostname; echo no >&2; exit 4", input="hello ", stdin=None,
                      check=False)  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (4, "hello /\nbox\n", "no\n")
+    done = place.run("exec", "c", "sh", "-c", "echo dies; kill -9 $$", check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (137, "dies\n", "")
     place.run("pause", "c")
     assert place.status("c") == "paused"
     assert place.run("exec", "c", "true", check=False).returncode == 1
@@ -283,6 +285,116 @@ def test_starts_in_a_row_all_boot(place):
     print(f"{STARTS} starts, the longest {longest:.1f} s")
 
 
+# ---- a pod in one machine
+
+
+def of_pod(sandbox, kind="container"):
+    """The annotations by which containerd says who belongs to a pod."""
+    return {"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": sandbox}
+
+
+@pytest.fixture
+def pod(place):
+    """A place in which the machine of a pod runs: its sandbox, `pod`."""
+    place.configure("sleep", "1000", annotations=of_pod("pod", "sandbox"), hostname="shared")
+    place.create("pod")
+    place.run("start", "pod")
+    return place
+
+
+def join(pod, name, *args, start=True, **changes):
+    pod.configure(*args, **({"annotations": of_pod("pod"), "hostname": "ignored"} | changes))
+    pod.create(name)
+    if start:
+        pod.run("start", name)
+
+
+def inside(pod, name, *words):
+    return pod.run("exec", name, *words).stdout
+
+
+def test_members_of_a_pod_share_a_machine_and_not_their_files(pod):
+    for name in ("one", "two"):
+        join(pod, name, "sh", "-c", f"echo {name} >/mine; hostname; exec sleep 100{len(name)}")
+    assert len(list(pod.machines())) == len(json.loads(pod.run("ps", "pod").stdout)) + 2, "and a holder for each"
+    assert json.loads(pod.run("ps", "one").stdout) == [pod.state("one")["pid"]]
+    processes.wait_until(lambda: pod.output("two") == pod.output("one") == "shared\n", "both words", PATIENCE)
+    boot = "/proc/sys/kernel/random/boot_id"
+    boots = {inside(pod, name, "cat", boot) for name in ("pod", "one", "two")}
+    assert len(boots) == 1 and boots != {Path(boot).read_text()}
+    assert (inside(pod, "one", "cat", "/mine"), inside(pod, "two", "cat", "/mine")) == ("one\n", "two\n")
+    assert pod.run("exec", "pod", "cat", "/mine", check=False).returncode == 1
+    listening = subprocess.Popen(pod.command("exec", "one", "nc", "-l", "-p", "80", "-e", "echo", "hello"))
+    processes.wait_until(lambda: ":0050 " in inside(pod, "two", "cat", "/proc/net/tcp", "/proc/net/tcp6"), "a listener",
+                         PATIENCE)  # fmt: skip
+    assert inside(pod, "two", "nc", "127.0.0.1", "80") == "hello\n"
+    assert listening.wait(PATIENCE) == 0
+
+
+def test_a_member_has_a_life_of_its_own(pod):
+    join(pod, "one", "sh", "-c", "trap 'echo told' USR1; echo up; while :; do sleep 0.1; done", start=False)
+    assert pod.status("one") == "created" and pod.output("one") == ""
+    for words in (("delete", "one"), ("exec", "one", "true"), ("pause", "one")):
+        assert pod.run(*words, check=False).returncode == 1, words
+    pod.run("start", "one")
+    assert pod.status("one") == "running"
+    assert pod.run("start", "one", check=False).returncode == 1
+    assert "its sandbox is the machine" in pod.run("pause", "one", check=False).stderr
+    processes.wait_until(lambda: pod.output("one") == "up\n", "its first word", PATIENCE)
+    done = pod.run("exec", "one", "sh", "-c", "cat; exit 4", input="in", stdin=None, check=False)
+    assert (done.returncode, done.stdout) == (4, "in")
+    pod.run("kill", "one", "USR1")
+    processes.wait_until(lambda: pod.output("one") == "up\ntold\n", "its second word", PATIENCE)
+    os.kill(pod.state("one")["pid"], signal.SIGUSR1)  # as an engine does that knows the PID only
+    processes.wait_until(lambda: pod.output("one").endswith("told\ntold\n"), "its third word", PATIENCE)
+    pod.run("kill", "one", "KILL")
+    pod.wait("one")
+    pod.run("delete", "one")
+    join(pod, "one", "echo", "again")  # under the same name
+    pod.wait("one")
+    assert pod.output("one").endswith("told\nagain\n")
+    assert pod.status("pod") == "running"
+
+
+def test_nothing_of_a_member_stays_in_the_machine_however_it_ends(pod):
+    def members():
+        return set(inside(pod, "look", "sh", "-c", "cd /proc; for p in [0-9]*; do cat $p/comm; done").split())
+
+    join(pod, "look", "sleep", "1000")
+    join(pod, "ended", "sh", "-c", "yes >/dev/null & exec sleep 0.1")
+    pod.wait("ended")
+    join(pod, "killed", "sh", "-c", "yes >/dev/null & exec sleep 1000")
+    assert "yes" in members()
+    os.kill(pod.state("killed")["pid"], signal.SIGKILL)  # the holder
+    pod.wait("killed")
+    processes.wait_until(lambda: "yes" not in members(), "the end of all that was in it", PATIENCE)
+    places = inside(pod, "look", "cat", "/proc/mounts")
+    assert "/dev" in places
+    pod.run("delete", "--force", "killed")
+    os.kill(json.loads(pod.run("ps", "pod").stdout)[1], signal.SIGKILL)  # QEMU, and with it the machine
+    for name in ("pod", "look"):
+        pod.wait(name)
+
+
+def test_a_member_without_a_machine_is_refused(place):
+    place.configure("true", annotations=of_pod("nobody"))
+    for changes, words in (
+        ({"annotations": of_pod("nobody")}, "the sandbox nobody has no machine"),
+        ({"annotations": of_pod("../x")}, "names no sandbox"),
+        ({"annotations": {"io.kubernetes.cri-o.ContainerType": "container"}}, "names no sandbox"),
+    ):
+        place.configure("true", **changes)
+        refused = place.run("create", "--bundle", place.bundle, "m", check=False)
+        assert refused.returncode == 1 and words in refused.stderr, refused.stderr
+        assert not list(place.home.glob("state/*"))
+    place.configure("true")
+    place.create("pod")  # made, and standing still
+    place.configure("true", annotations=of_pod("pod"))
+    refused = place.run("create", "--bundle", place.bundle, "m", check=False)
+    assert refused.returncode == 1 and "cannot join a container that is created" in refused.stderr
+    assert [path.name for path in (place.home / "state").iterdir()] == ["pod"]
+
+
 # ---- config.json, damaged
 
 WRONG = (None, True, -1, 0, 2**70, 1.5, "", "x", "\0", "\ud800", "/", "../..", [], [[]], {}, {"a": 1}, ["x", 3],
@@ -347,7 +459,8 @@ def test_500_damaged_configurations_are_taken_or_refused_and_never_half(tmp_path
         (tmp_path / "config.json").write_text(text)
         try:
             loaded = vmrun.load(str(tmp_path))
-            lines = vmrun.prepare(loaded, "x")
+            lines, _ = vmrun.prepare(loaded, "x", bool(number % 2))
+            vmrun.vmpod.sandbox(loaded.get("annotations", {}))
         except (vmrun.Refused, OSError) as error:
             assert str(error) and "\n" not in str(error)
         else:
@@ -457,6 +570,22 @@ def test_run_honours_user_directory_environment_hostname_and_volumes(engine):
     assert int(hosts) >= 1
     assert "can't create" in refused
     assert files == ["word"]
+
+
+def test_a_pod_of_podmans_is_one_machine(lab):
+    engine, others = Engine(lab, "podman"), len(lab.find(machine.QEMU[:15]))
+    engine("pod", "create", "--name", "pod", "--share", "ipc,uts", "--infra-image", "box", "--infra-command",
+           "/bin/sleep 1000")  # fmt: skip
+    engine("run", "--detach", "--pod", "pod", "--name", "one", "box", "sh", "-c", "echo up; exec sleep 1000")
+    done = engine("run", "--rm", "--pod", "pod", "box", "sh", "-c", "hostname; ps; exit 3", check=False)
+    assert done.code == 3 and done.stdout.startswith("pod\n") and done.stdout.count("sleep 1000") == 2
+    assert len(lab.find(machine.QEMU[:15])) == others + 1
+    assert engine("logs", "one").stdout == "up\n"
+    assert engine("exec", "one", "hostname").stdout == "pod\n"
+    engine("stop", "--time", "0", "one")
+    assert engine.inspect("one", "{{.State.ExitCode}}") == "137"
+    engine("pod", "rm", "--force", "--time", "0", "pod")
+    processes.wait_until(lambda: len(lab.find(machine.QEMU[:15])) == others, "the end of the machine", PATIENCE)
 
 
 def test_a_program_that_is_not_there_is_said_and_is_status_127(engine):

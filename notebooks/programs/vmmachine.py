@@ -20,7 +20,7 @@ import tty
 HERE = os.path.dirname(os.path.realpath(__file__))
 HOME = os.environ.get("VMRUN_KERNEL") or os.path.join(HERE, "../../.lab/kernel")
 BOOT = 20  # seconds after which a machine that is not heard is ended; more on a busy one
-PORTS = 16  # of the virtio-serial device: 0 is not used, 1 is the agent's
+PORTS = 31  # of the virtio-serial device: 0 is not used, 1 is the agent's
 #: What the kernel is told: print little, try nothing twice, give up at once when it can't go on.
 KERNEL = (
     "quiet loglevel=1 reboot=t panic=-1 mitigations=off nokaslr random.trust_cpu=on"
@@ -28,9 +28,11 @@ KERNEL = (
 )
 #: What vmagent and the scripts of vmrun call; each is a link to busybox.
 APPLETS = (
-    *("cat", "cp", "env", "hostname", "insmod", "kill", "mkdir", "mount", "nsenter", "reboot"),
-    *("setpriv", "setsid", "sh", "start-stop-daemon", "stty", "usleep"),
+    *("cat", "cp", "cpio", "env", "hostname", "ifconfig", "insmod", "kill", "mkdir", "mount"),
+    *("nsenter", "readlink", "reboot", "rm", "setpriv", "setsid", "sh", "start-stop-daemon"),
+    *("stty", "umount", "usleep"),
 )
+FOLDERS = ("bin", "binds", "containers", "dev", "etc", "prepare", "proc", "run", "skeleton", "sys")
 NODES = {
     "null": (1, 3),
     "zero": (1, 5),
@@ -64,8 +66,17 @@ def need(condition, sentence):
         raise Refused(sentence)
 
 
-def pack(config, name, prepare):
-    """Write the file initrd: all that the machine finds when it wakes. vmagent runs `prepare`."""
+def quote(*words):
+    """Words for the guest's shell, on one line."""
+    plain = (str(word).replace("'", "'\\''").replace("\n", "'$'\\n''") for word in words)
+    return " ".join(f"'{word}'" for word in plain)
+
+
+def pack(config, name, prepare, member=False):
+    """Write the file initrd: all that the machine finds when it wakes. vmagent runs `prepare`.
+
+    With `member` only what the container `name` adds to a machine that runs already.
+    """
     with open("initrd", "wb") as file:
 
         def add(path, mode, data=b"", device=(0, 0), owner=(0, 0), time=0):
@@ -109,39 +120,31 @@ def pack(config, name, prepare):
             for entry in os.listdir(source) if stat.S_ISDIR(found.st_mode) else ():
                 tree(os.path.join(source, entry), f"{path}/{entry}")
 
-        for folder in (
-            "bin",
-            "binds",
-            "containers",
-            "dev",
-            "etc",
-            "proc",
-            "run",
-            "skeleton",
-            "sys",
-        ):
-            add(folder, 0o40755)
-        for link in APPLETS:
-            add(f"bin/{link}", 0o120777, b"busybox")
-        tree(os.path.realpath(find("busybox")), "bin/busybox")
-        tree(f"{HOME}/modules", "modules")
-        tree(f"{HERE}/vmagent", "init")
+        if not member:
+            for folder in FOLDERS:
+                add(folder, 0o40755)
+            for link in APPLETS:
+                add(f"bin/{link}", 0o120777, b"busybox")
+            tree(os.path.realpath(find("busybox")), "bin/busybox")
+            tree(f"{HOME}/modules", "modules")
+            tree(f"{HERE}/vmagent", "init")
+            add("etc/passwd", 0o100644, b"root:x:0:0::/:/bin/sh\n")
+            add("dev/console", 0o20600, device=(5, 1))
         tree(config["root"]["path"], f"containers/{name}")
         for number, mount in enumerate(config["mounts"]):
             if mount["bind"]:
-                tree(os.path.realpath(mount["source"]), f"binds/{number}")
-        add("prepare", 0o100644, prepare.encode())
-        add("etc/passwd", 0o100644, b"root:x:0:0::/:/bin/sh\n")
-        add("dev/console", 0o20600, device=(5, 1))
+                tree(os.path.realpath(mount["source"]), f"binds/{name}.{number}")
+        add(f"prepare/{name}", 0o100644, prepare.encode())
+        add(f"skeleton/{name}", 0o40755)
         for node, device in NODES.items():
-            add(f"skeleton/{node}", 0o20666, device=device)
+            add(f"skeleton/{name}/{node}", 0o20666, device=device)
         for link, target in LINKS.items():
-            add(f"skeleton/{link}", 0o120777, target.encode())
+            add(f"skeleton/{name}/{link}", 0o120777, target.encode())
         for one in config["linux"].get("devices", ()):
             kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(one["type"], stat.S_IFCHR)
             device = (one.get("major", 0), one.get("minor", 0))
             add(
-                "skeleton" + one["path"][4:],
+                f"skeleton/{name}" + one["path"][4:],
                 kind | one.get("fileMode", 0o666) & 0o7777,
                 device=device,
             )
@@ -156,8 +159,9 @@ def find(program):
     return found
 
 
-def machine(limit):
-    """The command that makes the machine; `limit` is its memory in bytes, or -1."""
+def machine(config):
+    """The command that makes the machine for a container with this configuration."""
+    limit = config["linux"].get("resources", {}).get("memory", {}).get("limit", -1)  # bytes; -1: none
     kernels = [path for path in (f"{HOME}/vmlinux", f"{HOME}/vmlinuz") if os.path.exists(path)]
     need(kernels, f"there is no kernel in {HOME}: `./lab kernel` gets one")
     kind, board, console = os.uname().machine, ["virt"], "ttyAMA0"
@@ -213,6 +217,7 @@ class Monitor:
         self.ask("qmp_capabilities")
         self.state = state | {"pid": os.getpid(), "qemu": self.qemu}
         self.processes = {}  # number -> {ports, devices, client, and status once it has ended}
+        self.members = {}  # the connection of a member's holder -> the member's name; see vmpod.py
         self.starter, self.deadline = None, None
 
     def ask(self, command, **arguments):
@@ -226,7 +231,7 @@ class Monitor:
             need("error" not in answer, f"{command}: {answer.get('error', {}).get('desc')}")
         return answer["return"]
 
-    def plug(self, descriptors, client=None):
+    def plug(self, descriptors, name, client=None):
         """Plug in ports for a process: for stdin, stdout, stderr, or one that is a terminal."""
         taken = {port for process in self.processes.values() for port in process["ports"]}
         ports = [port for port in range(2, PORTS) if port not in taken][: len(descriptors)]
@@ -245,9 +250,9 @@ class Monitor:
                      name=f"port{port}")  # fmt: skip
         devices = [f"/dev/vport0p{port}" for port in ports]
         if driver == "virtconsole":
-            used = {process["devices"][0] for process in self.processes.values()}
-            names = [f"/containers/{self.state['id']}/dev/hvc{number}" for number in range(PORTS)]
-            devices = 3 * [next(name for name in names if name not in used)]  # as the kernel there
+            used = {os.path.basename(p["devices"][0]) for p in self.processes.values()}
+            free = next(hvc for hvc in map("hvc{}".format, range(PORTS)) if hvc not in used)
+            devices = 3 * [f"/containers/{name}/dev/{free}"]  # as the kernel there counts
         number = max(self.processes, default=-1) + 1
         self.processes[number] = {"ports": ports, "devices": devices, "client": client}
         return number
@@ -290,14 +295,19 @@ class Monitor:
         wanted = {
             "start": "created",
             "exec": "running",
+            "join": "running",
             "pause": "running",
             "resume": "paused",
         }.get(verb, status)
         need(status == wanted, f"cannot {verb} a container that is {status}")
-        if verb == "exec":
-            number = self.plug(descriptors, client)
+        if verb in ("exec", "join"):
+            number = self.plug(descriptors, words[0], client)
             process = self.processes[number]
-            self.say("run", number, f"vport0p{process['ports'][-1]}", *process["devices"], *words)
+            if verb == "join":
+                self.members[client] = words[0]
+            line = words[verb == "exec" :]
+            word = {"exec": "run", "join": "join"}[verb]
+            self.say(word, number, f"vport0p{process['ports'][-1]}", *process["devices"], *line)
             return {"number": number}
         if verb in ("start", "pause", "resume"):
             self.ask("stop" if verb == "pause" else "cont")
@@ -315,11 +325,8 @@ class Monitor:
             tell(client, {})
             self.end(128 + words[1])
         elif words[0] in self.processes:
-            self.say(
-                verb,
-                self.processes[words[0]]["devices"][0] if verb == "size" else words[0],
-                *words[1:],
-            )
+            device = self.processes[words[0]]["devices"][:1] if verb == "size" else []
+            self.say(verb, words[0], *device, *words[1:])
         return {}
 
     def serve(self, listener):
@@ -352,13 +359,13 @@ class Monitor:
                 clients.append(listener.accept()[0])
             for client in set(clients) & set(ready):
                 message, descriptors, _, _ = socket.recv_fds(client, 1 << 20, 3)
+                if not message:
+                    clients.remove(client)
+                    if client in self.members:
+                        self.say("leave", self.members.pop(client))
+                    continue
                 try:
-                    tell(
-                        client,
-                        self.obey(client, json.loads(message), descriptors)
-                        if message
-                        else clients.remove(client),
-                    )
+                    tell(client, self.obey(client, json.loads(message), descriptors))
                 except (Refused, OSError) as error:
                     tell(client, {"error": str(error)})
                 for descriptor in descriptors:
@@ -382,11 +389,11 @@ def monitor(argv, state, lock, slave, creator):
     try:
         self = Monitor(argv, state, lock)
         os.unlink("initrd")
-        self.plug([0, 1, 2] if slave is None else [slave])
+        self.plug([0, 1, 2] if slave is None else [slave], state["id"])
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind("control")
         listener.listen()
-        detach(slave, lambda *size: self.say("size", self.processes[0]["devices"][0], *size))
+        detach(slave, lambda *size: self.say("size", 0, self.processes[0]["devices"][0], *size))
         for number in FORWARDED:
             signal.signal(number, lambda number, _: self.say("signal", 0, number))
         tell(creator, {"pid": os.getpid(), "qemu": self.qemu})
