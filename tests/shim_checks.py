@@ -533,6 +533,7 @@ def _(podman):
 @check(2, "without -i, an attached client only listens")
 def _(podman):
     detached(podman, "c", "readlink /proc/self/fd/0; while :; do sleep 0.1; echo on; done")
+    wait_until(lambda: b"on" in logs(podman, "c").out, "its second word")
     attached = podman.start("attach", "c", stdin=-1)
     attached.stdin.write(b"ignored\n" * 1000)
     attached.stdin.close()
