@@ -187,14 +187,20 @@ def expect_elsewhere(mounted, tops, ledger):
     On v1 a process may stand at another path in each hierarchy, but a runtime takes one path, and makes it in all.
     """
     mountpoints = [hierarchy.mountpoint for hierarchy in mounted if hierarchy.version == 1]
+    others = {value for other in cleanup.ledgers() for kind, value in cleanup.entries(other) if kind == "parent"}
+
+    def is_made(place):
+        """True when a runtime will make it, or has made it for another lab: the last lab that uses it removes it."""
+        return place in others or not os.path.isdir(place)
+
     paths = {os.path.relpath(top, m) for m in mountpoints for top in tops if top.startswith(f"{m}/")}
     for mountpoint in mountpoints:
         for path in paths:
             place, above = os.path.join(mountpoint, path), []
             if place in tops:
                 continue
-            while (path := os.path.dirname(path)) and not os.path.isdir(os.path.join(mountpoint, path)):
-                above.insert(0, os.path.join(mountpoint, path))
+            while (path := os.path.dirname(path)) and is_made(above_it := os.path.join(mountpoint, path)):
+                above.insert(0, above_it)
             for parent in above:
                 cleanup.register(ledger, "parent", parent)
             cleanup.register(ledger, "elsewhere", place)

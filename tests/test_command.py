@@ -198,6 +198,8 @@ def shown(request, address, state):
             found[by_name(path)] = look(running[path], path, state)
         except PlaywrightError as error:
             found[by_name(path)] = error
+        if path != wanted[-1]:
+            running[path].close()  # soon: JupyterLab saves every two minutes
 
     try:
         with chromium() as opened:
@@ -208,8 +210,7 @@ def shown(request, address, state):
                     finish(wanted[number - TOGETHER])
             for path in wanted[-TOGETHER:]:
                 finish(path)
-            for page in running.values():
-                close(page, address)
+            close(running[wanted[-1]], address)
     except LookupError as missing:
         pytest.skip(str(missing))
     return found | {"left": leaks.left()}

@@ -373,6 +373,24 @@ def test_what_an_engine_makes_at_the_labs_path_in_another_hierarchy_is_foreseen(
     assert known.index(("parent", f"{pids}/a")) < known.index(("parent", f"{pids}/a/b"))  # undone last-in-first-out
 
 
+def test_the_last_of_two_labs_removes_what_an_engine_of_the_first_made_above_both(tmp_path, monkeypatch):
+    memory, pids = (str(tmp_path / kind) for kind in ("memory", "pids"))
+    mounted = [cgroups.Hierarchy(1, (kind,), str(tmp_path / kind), "/") for kind in ("memory", "pids")]
+    os.mkdir(pids)
+    parents = {}
+    for name in ("first", "second"):
+        ledger = str(tmp_path / f"{name}.ledger")
+        monkeypatch.setattr(cleanup, "ledgers", lambda: [str(path) for path in tmp_path.glob("*.ledger")])
+        init.expect_elsewhere(mounted, [f"{memory}/a/uncontained-{name}"], ledger)
+        parents[name] = [value for kind, value in cleanup.entries(ledger) if kind == "parent"]
+        os.makedirs(f"{pids}/a/uncontained-{name}")  # by an engine
+    for name, stays in (("first", True), ("second", False)):
+        os.rmdir(f"{pids}/a/uncontained-{name}")
+        for place in parents[name]:
+            cleanup.remove_parent(place)
+        assert os.path.isdir(f"{pids}/a") == stays
+
+
 def test_a_half_written_line_of_a_ledger_is_no_deed(tmp_path):
     path = tmp_path / "x.ledger"
     cleanup.register(path, "cgroup", "/sys/fs/cgroup/uncontained-never-made")

@@ -148,61 +148,56 @@ def test_the_solutions_reach_every_exercise_that_the_lesson_leaves_open(path):
 
 # ---- killed, and run twice
 
-# A kernel that stops for good after so many code cells, and says so. What it has made is still there then.
+# For each number that this reads, a process of its own runs that many code cells in a new kernel, says so, and stays.
+# What the cells have made is still there then. It is forked, for to import all that it needs takes a second.
 RUN_SOME = """
-import sys, time
+import os, signal, sys, traceback
 from helpers import rendering
-running, start = rendering.client(sys.argv[1])
-codes = [i for i, cell in enumerate(running.nb.cells) if cell.cell_type == "code"]
-with running.setup_kernel(**start):
-    kernel = running.km.provisioner.pid
-    for number, index in enumerate(codes):
-        running.execute_cell(running.nb.cells[index], index)
-        print(number + 1, kernel, flush=True)
-        sys.stdin.readline()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    if os.fork() == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            running, start = rendering.client(sys.argv[1])
+            codes = [i for i, cell in enumerate(running.nb.cells) if cell.cell_type == "code"]
+            with running.setup_kernel(**start):
+                for index in codes[:int(line)]:
+                    running.execute_cell(running.nb.cells[index], index)
+                os.write(1, b"%d %d\\n" % (os.getpid(), running.km.provisioner.pid))
+                signal.pause()
+        except BaseException:
+            traceback.print_exc()
+            os.write(1, b"failed\\n")
+            os._exit(1)
 """
 
 
 def test_nothing_is_left_after_kill_9_of_the_kernel_at_any_cell(leak_check, tmp_path):
     """Each boundary between two cells of lesson 01 once: the kernel that has come so far is killed, a new one starts.
 
-    Six runs go side by side: starting a kernel is mostly waiting.
+    Eight runs go side by side. What they leave when they are killed, such as the kernel's connection file, is in
+    `tmp_path`.
     """
     total = len(codes(nbformat.read(KILLED, as_version=4)))
     boundaries = list(range(2, total))  # after the cell that starts the lab, up to the one that ends it
     assert len(boundaries) > 20
-    for group in (boundaries[n : n + 6] for n in range(0, len(boundaries), 6)):
-        runs = [(last, start_run(tmp_path)) for last in group]
-        try:
-            for last, run in runs:
-                os.kill(advance(run, last, tmp_path), signal.SIGKILL)
-        finally:
-            for _, run in runs:
-                run.kill()
-                run.wait(10)
-                run.stdin.close()
-                run.stdout.close()
-        assert leak_check.left() == [], f"left behind after a kill at {group}"
-
-
-def start_run(place):
-    """A run that has begun. What it leaves when it is killed, such as the kernel's connection file, is in `place`."""
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "TMPDIR": str(place)}
-    with open(place / "stderr", "ab") as errors:
-        return subprocess.Popen([sys.executable, "-c", RUN_SOME, str(KILLED)], stdin=subprocess.PIPE, env=environment,
-                                stdout=subprocess.PIPE, stderr=errors, text=True)  # fmt: skip
-
-
-def advance(run, last, place):
-    """Let a run go on to the end of code cell number `last`; returns the PID of its kernel."""
-    while True:
-        line = run.stdout.readline()
-        assert line, f"the run ended by itself: {(place / 'stderr').read_text()[-3000:]}"
-        number, kernel = map(int, line.split())
-        if number == last:
-            return kernel
-        run.stdin.write("\n")
-        run.stdin.flush()
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "TMPDIR": str(tmp_path)}
+    with open(tmp_path / "stderr", "ab") as errors, subprocess.Popen(
+        [sys.executable, "-c", RUN_SOME, str(KILLED)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        env=environment, text=True,
+    ) as runs:  # fmt: skip
+        leaks = LeakCheck(frozenset(snapshot()))
+        for group in (boundaries[n : n + 8] for n in range(0, len(boundaries), 8)):
+            runs.stdin.write("".join(f"{number}\n" for number in group))
+            runs.stdin.flush()
+            for _ in group:
+                line = runs.stdout.readline()
+                assert re.fullmatch(r"\d+ \d+\n", line), (tmp_path / "stderr").read_text()[-3000:]
+                run, kernel = map(int, line.split())
+                os.kill(kernel, signal.SIGKILL)
+                os.kill(run, signal.SIGKILL)
+            assert leaks.left() == [], f"left behind after a kill at {group}"
+        runs.stdin.close()
 
 
 def test_a_lesson_can_be_run_twice_in_one_kernel(leak_check):
