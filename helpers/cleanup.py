@@ -30,14 +30,19 @@ def is_ours(place):
 def open_ledger(name):
     """Make the ledger file of a new lab and return its path. Raises PermissionError for a foreign directory."""
     place = state_directory()
-    try:
-        os.mkdir(place, 0o700)
-    except FileExistsError:
-        pass
-    if not is_ours(place):
-        raise PermissionError(f"{place} is not yours alone: remove it, or have its owner remove it")
     path = os.path.join(place, f"{name}{LEDGER}")
-    register(path, "owner", identity(os.getpid()))
+    while True:
+        try:
+            os.mkdir(place, 0o700)
+        except FileExistsError:
+            pass
+        try:
+            if not is_ours(place):
+                raise PermissionError(f"{place} is not yours alone: remove it, or have its owner remove it")
+            register(path, "owner", identity(os.getpid()))
+            break
+        except FileNotFoundError:
+            continue  # a lab that ended just now took the directory along: it was empty
     register(path, "namespace", os.readlink("/proc/self/ns/pid"))
     return path
 

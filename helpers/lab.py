@@ -14,12 +14,14 @@ import contextlib
 import json
 import marshal
 import os
+import select
 import shlex
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -291,15 +293,12 @@ def _start(way):
             cleanup.undo(ledger)
             raise LabError(f"{way.prefix[0]}: {error.strerror}") from None
         theirs.close()
-        try:
-            control.settimeout(30)
-            message, pid = _receive_with_pid(control)
-            control.settimeout(None)
-        except TimeoutError:
-            message = b""
-        if not message:  # end-of-file, or too late
+        message, pid = _first_message(control, starter)
+        if not message:
             control.close()
-            starter.kill()
+            # unshare(1) may leave a helper behind when it fails, which waits for ever.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(starter.pid, signal.SIGKILL)
             starter.wait(10)
             cleanup.undo(ledger)
             errors.seek(0)
@@ -307,6 +306,18 @@ def _start(way):
             raise LabError(said[-1])
     cleanup.register(ledger, "init", cleanup.identity(pid))
     return Lab(name, way, pid, tuple(json.loads(message)["limits"]), ledger, control, starter)
+
+
+def _first_message(control, starter, timeout=30):
+    """(what PID 1 says when it is ready, its PID), or (b"", None) when it has ended or takes too long."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        ended = starter.poll() is not None  # asked first: whoever has ended may have said something before
+        if select.select([control], [], [], 0 if ended else 0.05)[0]:
+            return _receive_with_pid(control)
+        if ended:
+            break
+    return b"", None
 
 
 def _receive_with_pid(control):

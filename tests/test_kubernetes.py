@@ -11,7 +11,6 @@ import re
 import shutil
 import struct
 import subprocess
-import sys
 import tempfile
 import textwrap
 from pathlib import Path
@@ -82,14 +81,13 @@ def spec(root, checkout):
         "ociVersion": "1.0.2", "hostname": "pod", "root": {"path": str(root)},
         "process": {
             "user": {"uid": 1000, "gid": 1000}, "cwd": "/opt/uncontained",
-            "args": [sys.executable, "-c", PROGRAM],
+            "args": ["/usr/bin/python3", "-c", PROGRAM],
             "env": ["PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH=/opt/uncontained", "HOME=/tmp"],
             "capabilities": {"bounding": CAPABILITIES, "effective": [], "permitted": [], "inheritable": []},
             "noNewPrivileges": not context["allowPrivilegeEscalation"],
         },
         "mounts": [
             *({"destination": to, "type": kind, "source": name, "options": how} for to, kind, name, how in fresh),
-            {"destination": sys.prefix, "type": "bind", "source": sys.prefix, "options": ["rbind", "ro"]},
             {"destination": "/opt/uncontained", "type": "bind", "source": str(checkout), "options": ["rbind", "ro"]},
         ],
         "linux": {

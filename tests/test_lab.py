@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,13 +160,18 @@ def test_a_lab_that_can_t_be_made_says_why_and_how_to_mend_it(leak_check):
         machine.Way("the first", ("false",), "Mend one"),
         machine.Way("the second", ("/no/such/program",), "Mend two"),
         machine.Way("the third", ("sh", "-c", "echo no namespaces for you >&2; exit 1"), "Mend three"),
+        # As unshare(1) does, when the kernel refuses what its helper was to complete.
+        machine.Way("the fourth", ("sh", "-c", "sleep 1000 & echo a helper stays >&2; exit 1"), "Mend four"),
     ]
+    began = time.monotonic()
     with pytest.raises(labs.LabError) as refused:
         labs.start_lab(ways)
     said = str(refused.value)
     assert "the first: it said nothing. Mend one" in said
     assert "No such file or directory. Mend two" in said
     assert "no namespaces for you. Mend three" in said
+    assert "a helper stays. Mend four" in said
+    assert time.monotonic() - began < 10, "each has ended at once"
     assert leak_check.left() == []
 
 
@@ -346,6 +352,21 @@ def test_the_clean_up_refuses_what_no_lab_made(tmp_path):
 def test_two_sweeps_at_once_do_not_trip_over_each_other(tmp_path):
     path = tmp_path / "gone.ledger"
     assert cleanup.entries(path) == [] and cleanup.undo(path) == []
+
+
+def test_a_lab_that_begins_while_the_last_one_ends_finds_a_place_for_its_ledger(tmp_path, monkeypatch):
+    place, taken = str(tmp_path / "ledgers"), []
+    monkeypatch.setattr(cleanup, "state_directory", lambda: place)
+    is_ours = cleanup.is_ours
+
+    def is_ours_but_goes(where):
+        if len(taken) < 3:
+            taken.append(os.rmdir(where))
+        return is_ours(where)
+
+    monkeypatch.setattr(cleanup, "is_ours", is_ours_but_goes)
+    assert dict(cleanup.entries(cleanup.open_ledger("x")))["owner"][0] == os.getpid()
+    assert len(taken) == 3
 
 
 def test_the_lab_of_another_pid_namespace_is_left_to_its_own(tmp_path):

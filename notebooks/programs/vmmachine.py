@@ -161,7 +161,9 @@ def find(program):
 
 def machine(config):
     """The command that makes the machine for a container with this configuration."""
-    limit = config["linux"].get("resources", {}).get("memory", {}).get("limit", -1)  # bytes; -1: none
+    limit = (
+        config["linux"].get("resources", {}).get("memory", {}).get("limit", -1)
+    )  # bytes; -1: none
     kernels = [path for path in (f"{HOME}/vmlinux", f"{HOME}/vmlinuz") if os.path.exists(path)]
     need(kernels, f"there is no kernel in {HOME}: `./lab kernel` gets one")
     kind, board, console = os.uname().machine, ["virt"], "ttyAMA0"

@@ -26,7 +26,10 @@ def sandbox(annotations):
     for kind, which in KEYS.items():
         if annotations.get(kind) == "container":
             name = annotations.get(which, "")
-            need(re.fullmatch(r"[\w+.-]+", name) and name.strip("."), f"the annotation {which} names no sandbox")
+            need(
+                re.fullmatch(r"[\w+.-]+", name) and name.strip("."),
+                f"the annotation {which} names no sandbox",
+            )
             return name
     return None
 
@@ -47,7 +50,9 @@ def hold(line, state, slave, creator):
         try:
             pod.connect(f"../{state['machine']}/control")
         except OSError as error:
-            need(False, f"the sandbox {state['machine']} has no machine of vmrun's: {error.strerror}")
+            need(
+                False, f"the sandbox {state['machine']} has no machine of vmrun's: {error.strerror}"
+            )
         log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         packed = os.open("initrd", os.O_RDONLY)
         ask(pod, "join", name, descriptors=[packed, os.open(os.devnull, os.O_WRONLY), log])
@@ -85,7 +90,10 @@ class Holder:
 
     def obey(self, verb, words):
         """Do what a command asks for."""
-        need(verb in ("start", "signal"), f"cannot {verb} one container of a machine: its sandbox is the machine")
+        need(
+            verb in ("start", "signal"),
+            f"cannot {verb} one container of a machine: its sandbox is the machine",
+        )
         if verb == "start":
             need(self.number is None, "cannot start a container that is running")
             name = self.state["id"]
