@@ -159,33 +159,32 @@ def rows(now, changes, machine_pids):
         above[level] = process
         parent = above.get(level - 1)
         key = (process.pid, process.started)
-        kinds, plays, command = _described(process, base)
+        above_it = f"{parent.pid}-{parent.started}" if parent else ""
         first = parent is None or process.namespaces != parent.namespaces
-        badge = "new namespaces: " + " ".join(kinds) if kinds and first else ""
-        details = [
-            ["PID in the lab", str(process.pid)],
-            ["PID inside, as it sees itself", str(process.inner_pid)],
-            ["PID on this machine", str(machine_pids.get(key, "not known"))],
-            ["Command", " ".join(process.argv) or f"({process.name})"],
-            ["Part", plays],
-            ["Namespaces other than the lab's", " ".join(kinds) or "none"],
-            ["Cgroup", process.cgroup],
-        ]
         found.append(
-            row(
-                f"{process.pid}-{process.started}", f"{parent.pid}-{parent.started}" if parent else "", level,
-                plays, roles.title(process), _numbers(process.pid, process.inner_pid), command, badge,
-                changes.get(key, ""), details,
-            )  # fmt: skip
+            _row(process, base, above_it, level, first, changes.get(key, ""), machine_pids.get(key, "not known"))
         )
     return found
 
 
 @lru_cache(maxsize=4000)  # four times a second, and most processes stay as they are
-def _described(process, base):
-    """(kinds of new namespaces, role, command line) of a process."""
-    command = roles.command(process, 60).removeprefix(f"{process.name} ")
-    return roles.new_namespaces(process, base), roles.role(process, base), command
+def _row(process, base, parent, level, first, change, machine_pid):
+    """The row of one process. `first`: its parent is in other namespaces. It is shared: nobody may change it."""
+    kinds, plays = roles.new_namespaces(process, base), roles.role(process, base)
+    details = [
+        ["PID in the lab", str(process.pid)],
+        ["PID inside, as it sees itself", str(process.inner_pid)],
+        ["PID on this machine", str(machine_pid)],
+        ["Command", " ".join(process.argv) or f"({process.name})"],
+        ["Part", plays],
+        ["Namespaces other than the lab's", " ".join(kinds) or "none"],
+        ["Cgroup", process.cgroup],
+    ]
+    return row(
+        f"{process.pid}-{process.started}", parent, level, plays, roles.title(process),
+        _numbers(process.pid, process.inner_pid), roles.command(process, 60).removeprefix(f"{process.name} "),
+        "new namespaces: " + " ".join(kinds) if kinds and first else "", change, details,
+    )  # fmt: skip
 
 
 def _numbers(pid, inner_pid):

@@ -33,6 +33,9 @@ class Process:
     started: int = 0  # clock ticks since boot; with the PID it names the process for good
     cgroup: str = ""  # the path in the memory hierarchy, else in the first one
 
+    def __hash__(self):  # the live tree asks a thousand processes for it, in every look
+        return hash((self.pid, self.started))
+
     @property
     def inner_pid(self):
         """The PID by which the process knows itself."""

@@ -5,6 +5,7 @@ faults after which Podman itself waits long for an exit code that is lost.
 """
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -62,8 +63,7 @@ def outcomes(request):
     def work(name, mine):
         podman = start_podman(PROGRAMS[name])
         try:
-            while mine:
-                check = mine.popleft()
+            for check in taken(mine):
                 try:
                     found[name, check] = run_check(check, podman)
                 except BaseException as error:
@@ -79,6 +79,13 @@ def outcomes(request):
     for one in running:
         one.result()
     return found | left
+
+
+def taken(waiting):
+    """What this thread gets of a deque that several empty."""
+    with contextlib.suppress(IndexError):
+        while True:
+            yield waiting.popleft()
 
 
 def without_shims(podman):
@@ -276,12 +283,9 @@ def test_after_a_kill_of_the_shim_a_writer_ends_a_silent_container_runs_on_and_p
     clear(podman)
 
 
-@as_root
-@pytest.mark.parametrize("victim", MARKS + OTHERS)
-def test_a_kill_anywhere_hangs_nobody_and_leaves_a_container_that_can_be_removed(podmans, victim):
-    podman = podmans("shim that is killed")
+def kill_in_the_background(podman, victim):
     order = podman.conmon_environment(SHIM_CRASH_AT=victim)
-    done = podman.run("run", "-d", "--name", "c", IMAGE, "sh", "-c", PROGRAM, env=order, timeout=20)
+    done = podman.run("run", "-d", "--name", "c", IMAGE, "sh", "-c", PROGRAM, env=order, timeout=40)
     assert done.code == (0 if victim in RUNS_ON else 126)
     without_shims(podman)
     if victim in RUNS_ON and victim != "reported":  # then even the last line had been read
@@ -289,28 +293,63 @@ def test_a_kill_anywhere_hangs_nobody_and_leaves_a_container_that_can_be_removed
     clear(podman)
 
 
-@as_root
-@pytest.mark.parametrize("victim", [mark for mark in MARKS if PATIENT or mark not in LOST] + OTHERS)
-def test_a_kill_anywhere_hangs_no_client_of_an_exec(podmans, victim):
-    podman = podmans("shim")
-    if podman.run("container", "exists", "x").code != 0:
-        podman.must("run", "-d", "--name", "x", IMAGE, "sh", "-c", "trap exit TERM; while :; do sleep 9 & wait; done")
-    order = podman.conmon_environment(SHIM_CRASH_AT=victim)
-    done = podman.run("exec", "-i", "x", "sh", "-c", PROGRAM, input=b"", env=order, timeout=40)
-    assert done.code in (3, 137, 255)
-    assert podman.run("exec", "x", "echo", "alive").out == b"alive\n"
-
-
-@as_root
-@pytest.mark.parametrize("victim", [mark for mark in MARKS if PATIENT or mark not in RUNS_ON] + OTHERS)
-def test_a_kill_anywhere_hangs_no_client_of_a_run(podmans, victim):
-    podman = podmans("shim that is killed")
+def kill_in_the_foreground(podman, victim):
     order = podman.conmon_environment(SHIM_CRASH_AT=victim)
     done = podman.run("run", "--name", "c", IMAGE, "sh", "-c", PROGRAM, env=order, timeout=60)
     if victim in RUNS_ON and victim != "reported":
         assert done.out == b"one\ntwo\n" and (done.code == 3) == (victim not in LOST)
     without_shims(podman)
     clear(podman)
+
+
+def kill_in_an_exec(podman, victim):
+    podman.must("run", "-d", "--name", "x", IMAGE, "sh", "-c", "trap exit TERM; while :; do sleep 9 & wait; done")
+    order = podman.conmon_environment(SHIM_CRASH_AT=victim)
+    done = podman.run("exec", "-i", "x", "sh", "-c", PROGRAM, input=b"", env=order, timeout=40)
+    assert done.code in (3, 137, 255)
+    assert podman.run("exec", "x", "echo", "alive").out == b"alive\n"
+    podman.must("rm", "--force", "--time", "0", "x")
+
+
+KILLS = {kill_in_the_background: (), kill_in_the_foreground: RUNS_ON, kill_in_an_exec: LOST}  # and what takes long
+
+
+def kills():
+    for attempt, slow in KILLS.items():
+        for victim in [mark for mark in MARKS if PATIENT or mark not in slow] + OTHERS:
+            yield pytest.param(attempt, victim, id=f"{attempt.__name__} at: {victim}")
+
+
+@pytest.fixture(scope="module")
+def killed(request):
+    """{(function, where the shim is killed): the error, or None}: most of it is waiting, so LANES run side by side."""
+    waiting = deque((item.callspec.params["attempt"], item.callspec.params["victim"])
+                    for item in request.session.items if "killed" in item.fixturenames)  # fmt: skip
+    found = {}
+
+    def work():
+        podman = start_podman(PROGRAMS["shim"])
+        try:
+            for attempt, victim in taken(waiting):
+                try:
+                    found[attempt, victim] = attempt(podman, victim)
+                except BaseException as error:
+                    found[attempt, victim] = error
+                    podman.run("rm", "--force", "--time", "0", "--ignore", "c", "x")
+        finally:
+            assert podman.close() == []
+
+    with ThreadPoolExecutor(LANES) as pool:
+        for one in [pool.submit(work) for _ in range(LANES)]:
+            one.result()
+    return found
+
+
+@as_root
+@pytest.mark.parametrize(("attempt", "victim"), list(kills()))
+def test_a_kill_anywhere_hangs_nobody_and_leaves_a_container_that_can_be_removed(killed, attempt, victim):
+    if killed[attempt, victim]:
+        raise killed[attempt, victim]
 
 
 @as_root
