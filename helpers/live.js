@@ -228,7 +228,7 @@ function legend(rows) {
 }
 
 function rowsOf(model) { // `packed` in live.py made them small for the journey
-  const { names, labels, rows } = model.get("rows");
+  const { names, labels, rows } = JSON.parse(model.get("rows"));
   return rows.map((values) => {
     const row = Object.fromEntries(names.map((name, position) => [name, values[position]]));
     row.details = row.details.map((text, position) => [labels[position], text]);

@@ -1,8 +1,9 @@
 """How long a change among many processes takes to be seen in the live tree, for `./lab bench`.
 
-All of it is real: a lab with so many processes, live.py in a notebook's kernel, JupyterLab, and Chromium. The clock
-starts when the kernel begins the look that finds the change, and stops when the browser has painted it. What a
-reader waits besides, until that look, is live.PERIOD at most. See also: requestAnimationFrame (developer.mozilla.org).
+All of it is real: a lab with so many processes, the widget and its thread in a notebook's kernel, JupyterLab, and
+Chromium. The clock starts when the thread begins the look that finds the change, and stops when the browser has painted
+it. What a reader waits besides, until that look, is live.PERIOD at most. See also: requestAnimationFrame
+(developer.mozilla.org).
 """
 
 import re
@@ -25,18 +26,28 @@ first = [lab.start(["sleep", "600"], echo=False) for _ in range({changes})]
 more = str({processes} - 2 - {changes})
 lab.start([os.path.realpath(sys.executable), "-I", "-S", "-c", benchmarks.SPAWN, more], echo=False)
 everyone = processes.wait_until(lambda: len(now := lab.processes()) == {processes} and now, "all processes", 60)
+moments = []  # of each look: when it began, and the PIDs that it found gone
+looks = live.looks
+
+def noted(proc):
+    seen = looks(proc)
+    while True:
+        began = time.time()
+        rows = next(seen)
+        moments.append((began, [row["key"].partition("-")[0] for row in rows or () if row["change"] == "gone"]))
+        yield rows
+
+live.looks = noted
 tree = live.tree(lab)
-tree.playing = False  # the looks are taken by hand
-looks = live.looks(lab.proc)
-next(looks)
 tree
 """
-#: Ends a process that is in sight, and looks as the widget's thread does. Prints when the look began.
+#: Ends a process that is in sight. Prints when the look that found it gone began, once that has long been painted.
 CHANGE = """
 ended = first.pop(0)
 ended.kill(9), ended.wait()
-began = time.time()
-tree.rows = next(looks)
+found = lambda: next((began for began, gone in list(moments) if str(ended.pid) in gone), None)
+began = processes.wait_until(found, "the look", 30)
+time.sleep(0.5)
 print(f"began {began * 1000:.1f}")
 """
 #: Notes each moment at which a change of the tree has been painted, in ms of the same clock.
