@@ -101,6 +101,11 @@ def total(parts):
     return sum(part.minutes for part in parts)
 
 
+def looking(parts):
+    """The minutes for a lesson without its exercises, as its first cell and the README say them."""
+    return five(total(parts) - sum(part.exercises for part in parts) * EXERCISE)
+
+
 def longest(parts):
     """The section that takes longest, the exercises apart."""
     return max((part for part in parts if not part.exercises), key=lambda part: part.minutes)
@@ -116,7 +121,7 @@ def timings(written, seconds):
         work = sum(part.exercises for part in parts) * EXERCISE
         top = longest(parts)
         ran = f"{seconds[name]} s" if name in seconds else "not measured"
-        rows.append(f"| [{name}]({name}.ipynb) | {five(total(parts) - work)} min | {five(work)} min | "
+        rows.append(f"| [{name}]({name}.ipynb) | {looking(parts)} min | {five(work)} min | "
                     f"{five(total(parts))} min | {top.heading} ({round(top.minutes)} min) | {ran} |")  # fmt: skip
     return "\n".join(rows)
 

@@ -1,8 +1,10 @@
 """The instructor's page: its tables are those that the lessons give, and running times are measured."""
 
+import re
+
 from conftest import CHECKOUT
 
-from helpers import timetable
+from helpers import course, timetable
 
 GUIDE = CHECKOUT / "notebooks/INSTRUCTOR.md"
 
@@ -11,6 +13,14 @@ def test_the_tables_are_those_of_the_lessons_as_they_are():
     text = GUIDE.read_text()
     made = timetable.filled(text, timetable.known(text))
     assert made == text, "`python -m helpers.timetable --run` makes them anew"
+
+
+def test_each_lesson_and_the_readme_say_the_minutes_that_are_counted():
+    readme = (CHECKOUT / "README.md").read_text()
+    for name, parts in timetable.lessons().items():
+        minutes = timetable.looking(parts)
+        assert course.read(CHECKOUT / "notebooks" / f"{name}.ipynb").minutes == minutes, name
+        assert re.search(rf"^\| \[{name}\]\(.+\) \| .+ \| {minutes} \|", readme, re.M), name
 
 
 def test_running_times_are_measured_and_those_of_lessons():

@@ -1,9 +1,10 @@
-"""A container that comes into the machine of another: the members of a pod whose sandbox is a virtual machine.
+"""A container that comes into the machine of another: the members of a pod, whose sandbox it is.
 
-Engines say in annotations which containers belong together; Kata Containers reads the same ones. A member has no
-machine: it is packed as one is, and the agent in the sandbox's machine unpacks it there. What stays behind on the host
-is a holder. Its PID is the member's, it passes on what the runtime is asked, and it ends with the status of the
-member's process. When it goes, however it goes, the sandbox's monitor hears it, and the member leaves the machine.
+Engines say in annotations which containers belong together; Kata Containers reads the same ones.
+A member has no machine: it is packed as one is, and the agent in the sandbox's machine unpacks it
+there. What stays behind on the host is a holder. Its PID is the member's, it passes on what the
+runtime is asked, and it ends with the status of the member's process. When it goes, however it
+goes, the sandbox's monitor hears it, and the member leaves the machine.
 """
 
 import json
@@ -15,9 +16,10 @@ import socket
 
 from vmmachine import FORWARDED, Refused, detach, last_words, need, tell, write
 
-KEYS = {  # what says that a container is a member, and what says of which sandbox: containerd's words, and CRI-O's
-    "io.kubernetes.cri.container-type": "io.kubernetes.cri.sandbox-id",
-    "io.kubernetes.cri-o.ContainerType": "io.kubernetes.cri-o.SandboxID",  # Podman says it so, too
+#: What says that a container is a member, and what says of which sandbox.
+KEYS = {
+    "io.kubernetes.cri.container-type": "io.kubernetes.cri.sandbox-id",  # containerd's words
+    "io.kubernetes.cri-o.ContainerType": "io.kubernetes.cri-o.SandboxID",  # CRI-O's and Podman's
 }
 
 
@@ -43,7 +45,10 @@ def ask(pod, verb, *words, descriptors=()):
 
 
 def hold(line, state, slave, creator):
-    """What the process becomes that `create` leaves behind; `line` starts the member's process. Never returns."""
+    """What the process becomes that `create` leaves behind. Never returns.
+
+    `line` is the guest's shell line that starts the member's process.
+    """
     try:
         name, stdio = state["id"], [0, 1, 2] if slave is None else [slave]
         pod = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
