@@ -218,6 +218,15 @@ class Terminal:
     def send(self, text):
         os.write(self.master, text)
 
+    def press(self, *keys):
+        """Keys one by one. Between two of them is a pause, for Podman looks for its detach keys in what it reads at
+        once, and a key on its way can't be asked for; what comes in the pause is taken."""
+        for key in keys:
+            self.send(key)
+            deadline = time.monotonic() + 0.3
+            while (left := deadline - time.monotonic()) > 0 and self.read(left):
+                pass
+
     def read(self, seconds):
         """Take what comes within so many seconds; False at the end."""
         if not select.select([self.master], [], [], seconds)[0]:

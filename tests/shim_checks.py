@@ -783,11 +783,10 @@ def _(podman):
 def _(podman):
     terminal = Terminal(podman, ["run", "-it", "--name", "c", IMAGE, "sh"])
     terminal.expect(b"#")
-    terminal.send(b"x=kept\n")
+    terminal.send(b"x=kept; echo $((40 + 2))\n")
+    terminal.expect(b"42")  # the prompt alone may have come twice, as the shell draws it anew for a new size
     terminal.expect(b"#")
-    terminal.send(b"\x10")
-    terminal.read(0.2)
-    terminal.send(b"\x11")
+    terminal.press(b"\x10", b"\x11")
     terminal.wait()
     assert podman.inspect("c")["State"]["Running"]
     again = Terminal(podman, ["attach", "c"])
