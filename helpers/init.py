@@ -187,11 +187,11 @@ def expect_elsewhere(mounted, tops, ledger):
     On v1 a process may stand at another path in each hierarchy, but a runtime takes one path, and makes it in all.
     """
     mountpoints = [hierarchy.mountpoint for hierarchy in mounted if hierarchy.version == 1]
-    others = {value for other in cleanup.ledgers() for kind, value in cleanup.entries(other) if kind == "parent"}
 
     def is_made(place):
         """True when a runtime will make it, or has made it for another lab: the last lab that uses it removes it."""
-        return place in others or not os.path.isdir(place)
+        others = map(cleanup.entries, cleanup.ledgers())
+        return not os.path.isdir(place) or any(("parent", place) in known for known in others)
 
     paths = {os.path.relpath(top, m) for m in mountpoints for top in tops if top.startswith(f"{m}/")}
     for mountpoint in mountpoints:

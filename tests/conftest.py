@@ -65,6 +65,15 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
+# ---- many tests that are done at once, by one fixture
+
+
+def wanted(request):
+    """The parameters of all selected tests that use the fixture which asks, in their order."""
+    return [item.callspec.params for item in request.session.items
+            if request.fixturename in item.fixturenames and hasattr(item, "callspec")]  # fmt: skip
+
+
 # ---- leaks
 
 
@@ -264,16 +273,23 @@ def copy_checkout(target):
 # ---- the browser
 
 
-@pytest.fixture
-def browser():
-    """A headless Chromium, the distribution's own."""
+@contextlib.contextmanager
+def opened_chromium():
+    """A headless Chromium, the distribution's own; a skip where there is none."""
     from helpers import browser
 
-    try:
-        with browser.chromium() as opened:
-            yield opened
-    except LookupError as missing:
-        pytest.skip(str(missing))
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(browser.chromium())
+        except LookupError as missing:  # and none that comes later, from what is done with it
+            pytest.skip(str(missing))
+        yield opened
+
+
+@pytest.fixture
+def browser():
+    with opened_chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import axe_playwright_python
 import pytest
-from conftest import CHECKOUT
+from conftest import CHECKOUT, opened_chromium
 from test_structure import EVERY, LESSONS, by_name, codes, read
 
 from helpers import reading, slides
-from helpers.browser import chromium, run
+from helpers.browser import run
 
 AXE = Path(axe_playwright_python.__file__).with_name("axe.min.js").read_text()
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
@@ -24,11 +24,8 @@ themes = pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.fixture(scope="module")
 def browser():
     """One Chromium for all: most pages are looked at for a second."""
-    try:
-        with chromium() as opened:
-            yield opened
-    except LookupError as missing:
-        pytest.skip(str(missing))
+    with opened_chromium() as opened:
+        yield opened
 
 
 def violations(page, inside="html"):

@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CHECKOUT, EXCUSE, LeakCheck, snapshot
+from conftest import CHECKOUT, EXCUSE, LeakCheck, opened_chromium, snapshot, wanted
 from playwright.sync_api import Error as PlaywrightError
 from test_structure import LESSONS, by_name, codes, read
 
 from helpers import cgroups, cleanup, course, processes
-from helpers.browser import chromium
 from helpers.lab import start_lab
 
 LAB = str(CHECKOUT / "lab")
@@ -190,29 +189,25 @@ def shown(request, address, state):
     Each lesson is begun while those before it still run: they mostly wait.
     """
     leaks, found, running = LeakCheck(frozenset(snapshot())), {}, {}
-    wanted = [item.callspec.params["path"] for item in request.session.items
-              if "shown" in item.fixturenames and hasattr(item, "callspec")]  # fmt: skip
+    paths = [params["path"] for params in wanted(request)]
 
     def finish(path):
         try:
             found[by_name(path)] = look(running[path], path, state)
         except PlaywrightError as error:
             found[by_name(path)] = error
-        if path != wanted[-1]:
+        if path != paths[-1]:
             running[path].close()  # soon: JupyterLab saves every two minutes
 
-    try:
-        with chromium() as opened:
-            for number, path in enumerate(wanted):
-                running[path] = open_lesson(opened, address, path)
-                choose(running[path], "Run", "Run All Cells")
-                if number >= TOGETHER:
-                    finish(wanted[number - TOGETHER])
-            for path in wanted[-TOGETHER:]:
-                finish(path)
-            close(running[wanted[-1]], address)
-    except LookupError as missing:
-        pytest.skip(str(missing))
+    with opened_chromium() as opened:
+        for number, path in enumerate(paths):
+            running[path] = open_lesson(opened, address, path)
+            choose(running[path], "Run", "Run All Cells")
+            if number >= TOGETHER:
+                finish(paths[number - TOGETHER])
+        for path in paths[-TOGETHER:]:
+            finish(path)
+        close(running[paths[-1]], address)
     return found | {"left": leaks.left()}
 
 

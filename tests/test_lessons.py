@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
-from conftest import CHECKOUT, LeakCheck, snapshot
+from conftest import CHECKOUT, LeakCheck, snapshot, wanted
 from test_structure import EVERY, LESSONS, by_name, codes, tags
 
 from helpers import rendering
@@ -75,16 +75,14 @@ def runs(request):
     Each person runs one notebook after the other, and all of them work side by side, for a lesson mostly waits. They
     begin at different places, so that no two are at the same lesson.
     """
-    leaks, wanted = LeakCheck(frozenset(snapshot())), {}
-    for item in request.session.items:
-        params = item.callspec.params if "runs" in item.fixturenames and hasattr(item, "callspec") else {}
-        if "who" in params:
-            wanted.setdefault(params["who"], []).append(by_name(params["path"]))
-    learners = request.getfixturevalue("learners") if wanted.keys() & set(LEARNERS) and os.getuid() == 0 else {}
+    leaks, lists = LeakCheck(frozenset(snapshot())), {}
+    for params in wanted(request):
+        lists.setdefault(params["who"], []).append(by_name(params["path"]))
+    learners = request.getfixturevalue("learners") if lists.keys() & set(LEARNERS) and os.getuid() == 0 else {}
 
     def work(number, who):
-        names = [f"notebooks/{name}" for name in wanted[who]]
-        first = len(names) * number // len(wanted)
+        names = [f"notebooks/{name}" for name in lists[who]]
+        first = len(names) * number // len(lists)
         names = names[first:] + names[:first]
         if who == ME:
             argv = [sys.executable, "-c", RUN_ALL, *names]
@@ -99,8 +97,8 @@ def runs(request):
         return {(who, name.removeprefix("notebooks/")): outcome for name, outcome in found.items()}
 
     found = {}
-    with ThreadPoolExecutor(max(1, len(wanted))) as pool:
-        for outcomes in pool.map(work, range(len(wanted)), wanted):
+    with ThreadPoolExecutor(max(1, len(lists))) as pool:
+        for outcomes in pool.map(work, range(len(lists)), lists):
             found |= outcomes
     return found | {"left": leaks.left()}
 

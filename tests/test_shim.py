@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import wanted
 from engines import IMAGE, fill_rootfs, start_podman
 from shim_benchmark import PROGRAMS, medians
 from shim_checks import CHECKS, CONMON_IS_WRONG
@@ -57,7 +58,7 @@ def outcomes(request):
 
     Each program's checks run in LANES threads, and each thread has a Podman of its own.
     """
-    wanted = [item.callspec.params for item in request.session.items if "outcomes" in item.fixturenames]
+    tests = wanted(request)
     found, left = {}, {name: [] for name in PROGRAMS}
 
     def work(name, mine):
@@ -74,7 +75,7 @@ def outcomes(request):
     running = []
     with ThreadPoolExecutor(LANES * len(PROGRAMS)) as pool:
         for name in PROGRAMS:
-            mine = deque(params["check"] for params in wanted if params["name"] == name and "check" in params)
+            mine = deque(params["check"] for params in tests if params["name"] == name and "check" in params)
             running += [pool.submit(work, name, mine) for _ in range(LANES)]
     for one in running:
         one.result()
@@ -323,8 +324,7 @@ def kills():
 @pytest.fixture(scope="module")
 def killed(request):
     """{(function, where the shim is killed): the error, or None}: most of it is waiting, so LANES run side by side."""
-    waiting = deque((item.callspec.params["attempt"], item.callspec.params["victim"])
-                    for item in request.session.items if "killed" in item.fixturenames)  # fmt: skip
+    waiting = deque((params["attempt"], params["victim"]) for params in wanted(request))
     found = {}
 
     def work():
