@@ -68,6 +68,7 @@ NETWORK = {
     }],
 }  # fmt: skip
 WRITTEN = ("/etc", "/opt", "/var/lib")  # places on the machine in which engines keep keys, caches and addresses
+PAUSES = ("/usr/libexec/podman", "/usr/lib/podman", "/usr/local/libexec/podman", "/usr/local/lib/podman")  # beside PATH
 PLUGINS = ("/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni")
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'  # nothing is fetched: all images are made in the lab
 
@@ -118,14 +119,16 @@ def attach(lab, name):
     return step
 
 
-def podman(lab, limits=False):
+def podman(lab, limits=False, pods=False):
     """Make Podman ready, and return the environment for `podman` (and `skopeo`) commands.
 
-    `limits`: its containers get cgroups, below the lab's own, where the lab has one. Raises EngineError when it
-    is missing.
+    `limits`: its containers get cgroups, below the lab's own, where the lab has one. `pods`: it can make pods with a
+    pause of its own. Raises EngineError when it, or what it needs for that, is missing.
     """
     if not machine.find("podman"):
         raise EngineError("Podman is missing")
+    if pods and not (machine.find("catatonit") or shutil.which("catatonit", path=":".join(PAUSES))):
+        raise EngineError("Podman here has no catatonit, the program that is its pause")
     if not machine.find("crun"):
         raise EngineError("Podman here has no crun, and with runc it makes cgroups that would outlive the lab")
     _settle(lab)

@@ -56,6 +56,7 @@ TOOLS = (
     Tool("crun", "a second OCI runtime", _packages("crun")),
     Tool("podman", "an engine without a daemon", _packages("podman")),
     Tool("conmon", "Podman's shim", _packages("conmon")),
+    Tool("catatonit", "Podman's pause", _packages("catatonit")),
     Tool("dockerd", "the Docker engine", _packages("docker", apt="docker.io", dnf="moby-engine")),
     Tool("containerd", "what Docker and Kubernetes stand on", _packages("containerd")),
     Tool("curl", "speaks to containerd in lesson 06", _packages("curl")),

@@ -205,7 +205,7 @@ def saved_image(lab):
 def make_pods(lab):
     """A container by Docker, a pod by Podman and one by a node, each with cgroups where the lab has them; processes."""
     saved_image(lab)
-    podman, docker = engines.podman(lab, limits=True), engines.docker(lab, limits=True)
+    podman, docker = engines.podman(lab, limits=True, pods=True), engines.docker(lab, limits=True)
     node = engines.cri(lab, pause="localhost/pod:1")
     lab.run(["podman", "load", "--input", "pod.tar"], env=podman, echo=False)
     lab.run(["docker", "load", "--input", "pod.tar"], env=docker, echo=False)
@@ -288,6 +288,14 @@ def test_what_a_node_lacks_is_named(monkeypatch, lab):
 
 
 # ---- in JupyterLab
+
+
+def test_a_podman_that_can_make_no_pause_says_so_before_a_pod_is_wanted(monkeypatch, lab):
+    monkeypatch.setattr(engines.machine, "find", lambda name: None if name == "catatonit" else f"/usr/bin/{name}")
+    monkeypatch.setattr(engines, "PAUSES", ())
+    with pytest.raises(engines.EngineError, match="no catatonit"):
+        engines.podman(lab, pods=True)
+    assert "HOME" in engines.podman(lab), "for containers it needs none"
 
 
 def test_the_grid_is_worked_by_the_keyboard_alone(leak_check, notebook):
