@@ -22,6 +22,7 @@ from helpers.lab import start_lab
 
 LAB = str(CHECKOUT / "lab")
 TOGETHER = 3  # lessons that run in the browser
+TROUBLE = ".jp-OutputArea-output[data-mime-type$='.stderr']"  # JupyterLab shows an error as it shows stderr
 
 
 def run(*arguments, timeout=60, **environment):
@@ -135,8 +136,14 @@ def state(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(state):
-    """The address that ./lab prints, of a server that it started."""
-    environment = {**os.environ, "SSH_CONNECTION": "x", "XDG_STATE_HOME": str(state)}
+    """The address that ./lab prints, of a server that it started. It saves nothing: the lessons are the checkout's."""
+    saving = state / "settings/@jupyterlab/docmanager-extension/plugin.jupyterlab-settings"
+    saving.parent.mkdir(parents=True)
+    saving.write_text('{"autosave": false}')
+    environment = {
+        **os.environ, "SSH_CONNECTION": "x", "XDG_STATE_HOME": str(state),
+        "JUPYTERLAB_SETTINGS_DIR": str(state / "settings"),
+    }  # fmt: skip
     with subprocess.Popen([LAB, "--yes"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd="/",
                           stderr=subprocess.DEVNULL, env=environment) as server:  # fmt: skip
         line = server.stdout.readline()
@@ -197,7 +204,7 @@ def shown(request, address, state):
         except PlaywrightError as error:
             found[by_name(path)] = error
         if path != paths[-1]:
-            running[path].close()  # soon: JupyterLab saves every two minutes
+            running[path].close()
 
     with opened_chromium() as opened:
         for number, path in enumerate(paths):
@@ -215,10 +222,12 @@ def look(page, path, state):
     """(errors, number of pictures, whether the last claim is in the learner's notes), once the last cell has run."""
     # A cell that fails stops the run: the words of the last cell are the proof that all before it were green.
     last = page.get_by_text(last_claim(path))
-    trouble = page.locator(".jp-OutputArea-output[data-mime-type*='error']")
+    trouble = page.locator(TROUBLE)
     last.or_(trouble).first.wait_for(timeout=240_000)
     if os.environ.get("SHOTS"):
         page.screenshot(path=f"{os.environ['SHOTS']}/{path.stem}.png")
+    if trouble.count():
+        return trouble.all_inner_texts(), 0, False
     last_words, file = course.read(path).claims[-1].words, state / "uncontained" / "progress.json"
     noted = lambda: last_words in json.loads(file.read_text()).get(path.stem, {})  # noqa: E731
     with contextlib.suppress(TimeoutError):
@@ -251,7 +260,7 @@ def test_a_lesson_can_be_begun_in_the_middle(address, browser, leak_check):
     assert page.get_by_text("✓").count() < len(claims) - 1
     choose(page, "Run", "Run Selected Cell and All Below")
     page.get_by_text(last_claim(LESSONS[0])).wait_for(timeout=120_000)
-    assert page.locator(".jp-OutputArea-output[data-mime-type*='error']").count() == 0
+    assert page.locator(TROUBLE).count() == 0
     close(page, address)
     assert leak_check.left() == []
 
