@@ -38,7 +38,7 @@ _POD_STATUS = {"id": (1, str), "metadata": (2, _POD_NAME), "state": (3, int), "n
 #: method: (what is asked, what is answered)
 FIELDS = {
     "Version": ({"version": (1, str)}, {"version": (1, str), "runtime_name": (2, str), "runtime_version": (3, str)}),
-    "RunPodSandbox": ({"config": (1, _POD)}, {"pod_sandbox_id": (1, str)}),
+    "RunPodSandbox": ({"config": (1, _POD), "runtime_handler": (2, str)}, {"pod_sandbox_id": (1, str)}),
     "PodSandboxStatus": ({"pod_sandbox_id": (1, str)}, {"status": (1, _POD_STATUS)}),
     "ListPodSandbox": ({}, {"items": (1, [{"id": (1, str), "metadata": (2, _POD_NAME), "state": (3, int)}])}),
     "RemovePodSandbox": ({"pod_sandbox_id": (1, str)}, {}),

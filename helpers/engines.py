@@ -61,6 +61,12 @@ snapshotter = "native"
 bin_dir = "PLUGINS"
 conf_dir = "/run/lab/engines/cri/net.d"
 """
+HANDLER = """
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.NAME]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.NAME.options]
+BinaryName = "PATH"
+"""
 NETWORK = {
     "cniVersion": "0.4.0", "name": "pods", "plugins": [{
         "type": "bridge", "bridge": "cni0", "isGateway": True,
@@ -221,11 +227,12 @@ def lacking_for_cri():
     return lacking + ([] if _plugins() else ["containernetworking-plugins"])
 
 
-def cri(lab, pause):
+def cri(lab, pause, runtimes=None):
     """Start a containerd in the lab as a Kubernetes node has it, and return the path of its socket.
 
     `pause` is the image that holds its pods: load it before the first pod. Pods get a network of the lab's own.
-    Raises EngineError with the reason.
+    `runtimes` are what a pod may be run by beside runc, as {what its RuntimeClass calls it: path}. Raises EngineError
+    with the reason.
     """
     lacking = lacking_for_cri()
     if lacking:
@@ -240,6 +247,8 @@ def cri(lab, pause):
     (home / "net.d/pods.conflist").write_text(json.dumps(NETWORK))
     cgroupless = "false" if lab.limits else "true"
     config = CONTAINERD.replace("PAUSE", pause).replace("PLUGINS", _plugins()).replace("CGROUPLESS", cgroupless)
+    handlers = {"runc": machine.find("runc"), **(runtimes or {})}
+    config += "".join(HANDLER.replace("NAME", name).replace("PATH", path) for name, path in handlers.items())
     (home / "config.toml").write_text(config)
     log = f"{HOME}/cri/containerd.log"
     daemon = lab.start(["containerd", "--config", f"{HOME}/cri/config.toml"], stdout=log, stderr=log, echo=False)
