@@ -7,7 +7,7 @@ from PIL import Image
 
 from helpers import pictures
 from helpers.pictures.base import Picture, escape
-from helpers.pictures.roles import role
+from helpers.pictures.roles import command, role
 from helpers.pictures.wiring import connections
 from helpers.processes import Descriptor, Process, socket_peers
 
@@ -98,6 +98,14 @@ def test_the_peers_of_sockets_are_read_from_what_ss_prints():
         "u_str LISTEN 0 128 /run/x.sock 99 * 0\n"
     )
     assert socket_peers(said) == {8444: 8443, 8443: 8444}
+
+
+def test_a_script_is_shown_as_it_was_typed_without_its_interpreter():
+    kept = Process(7, 1, "vmrun", ("/usr/bin/python3", "-IS", "/run/lab/vmrun", "create", "web"), started=1)
+    asked = Process(8, 1, "python3", ("python3", "-I", "attach.py", "a b"), started=1)
+    typed = Process(9, 1, "python3", ("python3", "-c", "print(1)"), started=1)
+    words = [command(process) for process in (kept, asked, typed)]
+    assert words == ["vmrun create web", "attach.py 'a b'", "python3 -c 'print(1)'"]
 
 
 def test_the_role_is_told_by_name_and_namespace():

@@ -46,14 +46,19 @@ def title(process):
 
 
 def command(process, longest=36):
-    """The command line as typed, cut to `longest` characters; says so for the lab's PID 1 and for zombies."""
+    """The command line as typed, cut to `longest` characters; says so for the lab's PID 1 and for zombies.
+
+    Nobody types the interpreter of a script: the kernel puts it there, with the options of the script's first line.
+    """
     if process.state == "Z":
         return "zombie: has exited, not yet reaped"
     if process.name == "lab":
         return "PID 1 of the lab, reaps orphans"
     if not process.argv:
         return ""
-    line = shlex.join((os.path.basename(process.argv[0]), *process.argv[1:]))
+    names = [os.path.basename(word) for word in process.argv[:5]]
+    first = names.index(title(process)) if title(process) in names else 0
+    line = shlex.join((names[first], *process.argv[first + 1 :]))
     return "" if line == process.name else shorten(line.replace("\n", " "), longest)
 
 
