@@ -52,9 +52,14 @@ def measure(lab, *commands):
         processes.wait_until(lambda: not any(map(_passes, new())), "the program", PATIENCE)
         return _look(lab, line, seconds, new())
     finally:
-        for process in new():
-            lab.kill(process.pid, 9)
-        processes.wait_until(lambda: not new(), "the end of what was launched", PATIENCE)
+        processes.wait_until(lambda: not _killed(lab, new()), "the end of what was launched", PATIENCE)
+
+
+def _killed(lab, family):
+    """These processes, each of which gets a KILL. One that dies may have made another since they were counted."""
+    for process in family:
+        lab.kill(process.pid, 9)
+    return family
 
 
 def _passes(process):
@@ -80,9 +85,11 @@ def _first_line(lab, commands):
 
 
 def _look(lab, line, seconds, family):
-    inner = family[-1]
     outside = processes.read_one(1, lab.proc)
-    status = dict(row.split(":\t", 1) for row in _read(lab, inner, "status") if ":\t" in row)
+    for inner in reversed(family):  # the last one that is still there
+        status = dict(row.split(":\t", 1) for row in _read(lab, inner, "status") if ":\t" in row)
+        if status:
+            break
     rollups = [row for p in family for row in _read(lab, p, "smaps_rollup") if row.startswith("Pss:")]
     return Launched(
         line,

@@ -61,6 +61,7 @@ TOOLS = (
     Tool("containerd", "what Docker and Kubernetes stand on", _packages("containerd")),
     Tool("curl", "speaks to containerd in lesson 06", _packages("curl")),
     Tool("skopeo", "copies and inspects images", _packages("skopeo")),
+    Tool("linux.uml", "a Linux kernel that is a program", _packages("user-mode-linux")),
     Tool(QEMU, "virtual machines", _packages("qemu", apt=_QEMU_PACKAGE, dnf="qemu-kvm", pacman="qemu-base")),
 )  # fmt: skip
 
