@@ -209,6 +209,20 @@ def test_a_container_lives_as_the_specification_says_and_every_other_step_is_ref
     assert place.run("state", "c", check=False).returncode == 1
 
 
+def test_what_is_no_name_is_refused_and_nothing_outside_is_touched(place):
+    (place.home / "state").mkdir()
+    (place.home / "kept").mkdir()
+    for bad in ("..", ".", "../kept", "../../kept", "a/b", "", "/", str(place.home / "kept")):
+        for words in (("delete", "--force"), ("delete",), ("state",), ("kill",), ("exec",), ("start",), ("pause",)):
+            refused = place.run(*words, bad, check=False)
+            assert refused.returncode == 1 and re.fullmatch(r"vmrun: .+\n", refused.stderr), (words, bad)
+    assert {path.name for path in place.home.iterdir()} == {"b", "state", "kept"}
+    (place.home / "state/half").mkdir()  # a `create` that was killed at once
+    assert json.loads(place.run("list").stdout) == []
+    place.run("delete", "--force", "half")
+    assert not (place.home / "state/half").exists()
+
+
 def test_a_megabyte_for_a_slow_reader_arrives_whole(place):
     """The machine must not be switched off while QEMU still holds what the container wrote last."""
     place.configure("sh", "-c", "seq 200000; echo the end")
