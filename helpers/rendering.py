@@ -7,12 +7,14 @@ See also: nbclient, nbformat.
 
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LARGEST = 300_000  # bytes of a notebook file
@@ -43,14 +45,16 @@ def notebooks(names=()):
     return found if names else everything
 
 
-def client(path, *, timeout=120, **options):
+def client(path, sockets, *, timeout=120, **options):
     """(client, start options) for a notebook file: `with client.setup_kernel(**start)`, then `client.execute_cell`.
 
+    `sockets` is a directory for the kernel's sockets: a TCP port that is free can be another's a moment later.
     `timeout` is for one cell, in seconds; other options are those of nbclient's NotebookClient.
     """
     path = Path(path).resolve()
     notebook = nbformat.read(path, as_version=4)
     options.setdefault("kernel_name", "python3")
+    options["config"] = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
     resources = {"metadata": {"path": str(path.parent)}}
     running = NotebookClient(
         notebook, timeout=timeout, resources=resources, store_widget_state=False, record_timing=False, **options
@@ -65,10 +69,11 @@ def execute(path, *, timeout=120, **options):
 
     Raises RenderError when a cell fails, takes longer than `timeout` seconds, or loses its kernel.
     """
-    running, start = client(path, timeout=timeout, **options)
     name = Path(path).name
     try:
-        return running.execute(**start)
+        with tempfile.TemporaryDirectory() as sockets:
+            running, start = client(path, sockets, timeout=timeout, **options)
+            return running.execute(**start)
     except CellExecutionError as error:
         raise RenderError(f"{name}, {place(running)}: {error.ename}: {first_line(error.evalue)}") from None
     except CellTimeoutError:

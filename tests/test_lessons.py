@@ -149,14 +149,14 @@ def test_the_solutions_reach_every_exercise_that_the_lesson_leaves_open(path):
 # For each number that this reads, a process of its own runs that many code cells in a new kernel, says so, and stays.
 # What the cells have made is still there then. It is forked, for to import all that it needs takes a second.
 RUN_SOME = """
-import os, signal, sys, traceback
+import os, signal, sys, tempfile, traceback
 from helpers import rendering
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     if os.fork() == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
-            running, start = rendering.client(sys.argv[1])
+            running, start = rendering.client(sys.argv[1], tempfile.mkdtemp())
             codes = [i for i, cell in enumerate(running.nb.cells) if cell.cell_type == "code"]
             with running.setup_kernel(**start):
                 for index in codes[:int(line)]:
@@ -198,8 +198,8 @@ def test_nothing_is_left_after_kill_9_of_the_kernel_at_any_cell(leak_check, tmp_
         runs.stdin.close()
 
 
-def test_a_lesson_can_be_run_twice_in_one_kernel(leak_check):
-    running, start = rendering.client(LESSONS[1])
+def test_a_lesson_can_be_run_twice_in_one_kernel(leak_check, tmp_path):
+    running, start = rendering.client(LESSONS[1], tmp_path)
     indexes = [i for i, cell in enumerate(running.nb.cells) if cell.cell_type == "code"]
     with running.setup_kernel(**start):
         for index in indexes[:-1] + indexes:  # the second time round the lab of the first is still alive
