@@ -148,6 +148,7 @@ def podman(lab, limits=False, pods=False):
     # too: else Podman makes each pod a cgroup in which no device may be used.
     if os.getuid() != 0 or (limits and cgroups.mode() == "v2"):
         settings |= {"_CONTAINERS_USERNS_CONFIGURED": "done", "_CONTAINERS_ROOTLESS_UID": str(os.getuid())}
+    settings["PODMAN_IGNORE_CGROUPSV1_WARNING"] = "1"  # which Podman 5 writes into the output of each command
     return {"HOME": HOME, "XDG_RUNTIME_DIR": HOME, **settings, **inside}
 
 

@@ -14,9 +14,10 @@ SPACES["time"] = 7
 #: Mount options that are about namespaces, and about what an engine has done before.
 FOREIGN = re.compile(r"r?(private|shared|slave|unbindable|bind)|tmpcopyup|nocopy|[zZU]")
 #: The annotations that say what is a member of a pod, and of which: containerd's, and CRI-O's.
+#: Podman has the latter, too; since its version 5 members have the second alone, a sandbox none.
 PODS = {
     "io.kubernetes.cri.container-type": "io.kubernetes.cri.sandbox-id",
-    "io.kubernetes.cri-o.ContainerType": "io.kubernetes.cri-o.SandboxID",  # Podman's, too
+    "io.kubernetes.cri-o.ContainerType": "io.kubernetes.cri-o.SandboxID",
 }
 
 # What the file must look like. A form is a pattern, a range, bool, [form] or {"name": form};
@@ -165,7 +166,7 @@ def sandbox(config):
     """The ID of the container whose machine this one is to share; None if it has one of its own."""
     notes = config["annotations"]
     for kind, which in PODS.items():
-        if notes.get(kind) == "container":
+        if notes.get(kind, "container" if which in notes else None) == "container":
             name = notes.get(which, "")
             fits = re.fullmatch(r"[\w+.-]+", name) and name.strip(".")
             need(fits, f"the annotation {which} names no sandbox")
@@ -194,7 +195,7 @@ def steps_of_process(process, name, root):
         steps.append(["limited", limit["type"].removeprefix("RLIMIT_"), *values])
     if "oomScoreAdj" in process:
         steps.append(["written", process["oomScoreAdj"], "/proc/self/oom_score_adj"])
-    if len(size) == 2:
+    if size.get("height") and size.get("width"):  # engines that don't know say 0
         steps.append(["sized", size["height"], size["width"]])
     become = ["become", cwd, f"HOME=/{'' if uid else 'root'}", *process["env"]]
     become += ["/bin/setpriv", "--nnp"] if process.get("noNewPrivileges") else []
