@@ -121,7 +121,7 @@ class Place:
         processes.wait_until(lambda: self.status(name) == wanted, f"{name} to be {wanted}", PATIENCE)
 
     def machines(self):
-        """The PIDs of processes that have to do with this place: monitors and QEMUs."""
+        """The PIDs of processes that have to do with this place: keepers and QEMUs."""
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
@@ -223,6 +223,37 @@ def test_what_is_no_name_is_refused_and_nothing_outside_is_touched(place):
     assert not (place.home / "state/half").exists()
 
 
+def test_a_terminal_whose_size_nobody_knows_says_nothing_of_it(place):
+    """Docker gives 0 for both when its own output is no terminal."""
+    process = place.configure("sleep", "1000")["process"]
+    place.create("c")
+    place.run("start", "c")
+    size = {"height": 0, "width": 0}
+    words = process | {"args": ["echo", "here"], "terminal": True, "consoleSize": size}
+    (place.home / "process.json").write_text(json.dumps(words))
+    ours, its = pty.openpty()
+    place.run("exec", "--process", place.home / "process.json", "c", stdin=its, stdout=its, capture_output=False)
+    assert os.read(ours, 100) == b"here\r\n"
+    os.close(ours), os.close(its)
+
+
+def test_files_are_shared_with_who_opened_them(place):
+    """As in `(head -1; vmrun exec ...; echo after) <in >out`: each goes on where the one before has stopped."""
+    place.configure("sleep", "1000")
+    place.create("c")
+    place.run("start", "c")
+    for name, flags in (("plain", os.O_WRONLY), ("appending", os.O_WRONLY | os.O_APPEND)):
+        (place.home / "in").write_text("one\ntwo\nthree\n")
+        given, taken = os.open(place.home / "in", os.O_RDONLY), os.open(place.home / name, flags | os.O_CREAT)
+        os.write(taken, os.read(given, len("one\n")))
+        script = "cat; echo trouble >&2"
+        place.run("exec", "c", "sh", "-c", script, stdin=given, stdout=taken, stderr=taken, capture_output=False)
+        assert fcntl.fcntl(taken, fcntl.F_GETFL) & (os.O_APPEND | os.O_NONBLOCK) == flags & os.O_APPEND
+        os.write(taken, b"after\n")
+        os.close(given), os.close(taken)
+        assert (place.home / name).read_text() == "one\ntwo\nthree\ntrouble\nafter\n", name
+
+
 def test_a_megabyte_for_a_slow_reader_arrives_whole(place):
     """The machine must not be switched off while QEMU still holds what the container wrote last."""
     place.configure("sh", "-c", "seq 200000; echo the end")
@@ -242,12 +273,12 @@ def test_kill_minus_9_of_anybody_at_any_point_leaves_what_delete_force_cleans(pl
     place.configure("sleep", "1000")
     place.create("q")
     place.run("start", "q")
-    monitor, qemu = json.loads(place.run("ps", "q").stdout)
+    keeper, qemu = json.loads(place.run("ps", "q").stdout)
     os.kill(qemu, signal.SIGKILL)
     place.wait("q")
     place.create("m")  # not started
-    monitor, qemu = json.loads(place.run("ps", "m").stdout)
-    os.kill(monitor, signal.SIGKILL)
+    keeper, qemu = json.loads(place.run("ps", "m").stdout)
+    os.kill(keeper, signal.SIGKILL)
     place.wait("m")
     processes.wait_until(lambda: not place.machines(), "the end of QEMU", PATIENCE)
     for name in ("q", "m"):
@@ -359,9 +390,10 @@ def inside(pod, name, *words):
 
 
 def test_members_of_a_pod_share_a_machine_and_not_their_files(pod):
-    for name in ("one", "two"):
-        join(pod, name, "sh", "-c", f"echo {name} >/mine; hostname; exec sleep 100{len(name)}")
-    assert len(list(pod.machines())) == len(json.loads(pod.run("ps", "pod").stdout)) + 2, "and a holder for each"
+    by_podman = {"io.kubernetes.cri-o.SandboxID": "pod"}  # since its version 5
+    for name, said in (("one", of_pod("pod")), ("two", by_podman)):
+        join(pod, name, "sh", "-c", f"echo {name} >/mine; hostname; exec sleep 100{len(name)}", annotations=said)
+    assert len(list(pod.machines())) == len(json.loads(pod.run("ps", "pod").stdout)) + 2, "and a keeper for each"
     assert json.loads(pod.run("ps", "one").stdout) == [pod.state("one")["pid"]]
     processes.wait_until(lambda: pod.output("two") == pod.output("one") == "shared\n", "both words", PATIENCE)
     boot = "/proc/sys/kernel/random/boot_id"

@@ -177,8 +177,9 @@ def qemu(machine):
             line.setsockopt(socket.SOL_SOCKET, limit, struct.pack("ll", BOOT, 0))
         line.connect(f"../{machine}/qmp")
 
-        def ask(command, **arguments):
-            line.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
+        def ask(command, *descriptors, **arguments):
+            asked = json.dumps({"execute": command, "arguments": arguments}).encode()
+            socket.send_fds(line, [asked], descriptors)
             for answer in map(json.loads, answers):  # what comes between are events
                 need("error" not in answer, f"{command}: {answer.get('error', {}).get('desc')}")
                 if "return" in answer:
@@ -267,16 +268,30 @@ class Process:
             return "/dev/null"
         label, data = f"slot{self.slot}.{name}", {"out": os.devnull, "append": True}
         if name not in ("out", "err"):
-            data["in"] = f"/proc/{os.getpid()}/fd/{source}"
+            data["in"] = self.path(ask, source, os.O_RDONLY)
         if not name.startswith("in"):
-            data["out"] = f"/proc/{os.getpid()}/fd/{sink}"
-            # Without a reader it can't be opened, and QEMU would wait for one.
-            os.close(os.open(data["out"], os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
+            data["out"] = self.path(ask, sink, os.O_WRONLY)
+        flags = fcntl.fcntl(sink, fcntl.F_GETFL)
         ask("chardev-add", id=label, backend={"type": "file", "data": data})
+        fcntl.fcntl(sink, fcntl.F_SETFL, flags)  # QEMU has changed them for all that share it
         driver = "virtconsole" if name.startswith("hvc") else "virtserialport"
         sign = f"{os.getpid()}.{label}"  # tells it from one that had this number before
         ask("device_add", driver=driver, id=label, chardev=label, nr=self.port(place), name=sign)
         return f"/dev/vport0p{self.port(place)}"
+
+    def path(self, ask, descriptor, way):
+        """By what path QEMU opens a descriptor of ours.
+
+        A file is passed to it, for others may go on where the process stops. All else is opened
+        anew: what they share with QEMU would not block any more.
+        """
+        same = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == way
+        if same and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return f"/dev/fdset/{ask('add-fd', descriptor)['fdset-id']}"
+        path = f"/proc/{os.getpid()}/fd/{descriptor}"
+        if way == os.O_WRONLY:  # without a reader it can't be opened, and QEMU would wait for one
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY))
+        return path
 
     def labels(self, ask):
         labels = [one["label"] for one in ask("query-chardev")]
