@@ -57,7 +57,8 @@ function render({ model, el }) {
   const said = html("p", { class: "said", "aria-live": "polite" });
   const trouble = html("p", { class: "trouble", role: "alert" });
   const tree = html("ul", { class: "tree", "aria-label": "Processes" });
-  const wires = html("div", { class: "wires", role: "group", "aria-label": "Who holds which end of what" });
+  const wires = html("div", { class: "wires" });
+  const scroll = html("div", { class: "scroll", role: "group", "aria-label": "Who holds which end of what" }, wires);
   const buttons = Object.keys(model.get("words")).map((kind) => {
     const button = html("button", { type: "button", "data-kind": kind }, kind);
     button.addEventListener("click", () => {
@@ -120,10 +121,14 @@ function render({ model, el }) {
   }
 
   el.append(html("style", {}, STYLE), html("div", { class: "att" }, html("div", { class: "bar" }, ...buttons, words),
-    said, trouble, tree, html("div", { class: "scroll" }, wires)));
+    said, trouble, tree, scroll));
   show();
-  const observer = new ResizeObserver(draw);
+  const observer = new ResizeObserver(() => {
+    draw();
+    scroll.tabIndex = scroll.scrollWidth > scroll.clientWidth ? 0 : -1; // too wide: the keyboard scrolls it, too
+  });
   observer.observe(wires);
+  observer.observe(scroll);
   const events = "change:scene change:said change:trouble change:pressed";
   model.on(events, show);
   return () => {

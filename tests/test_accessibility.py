@@ -108,6 +108,8 @@ def test_the_widgets_in_jupyterlab_have_names_roles_and_contrast(theme, notebook
         page.keyboard.press("ArrowRight")
     page.evaluate("document.querySelector('.uns').scrollIntoView()")
     shot(page, f"widgets-{theme}")
+    page.locator(".att").evaluate("widget => widget.style.width = '300px'")  # as in a narrow window: it scrolls
+    page.locator(".att .scroll[tabindex='0']").wait_for()
     found = {kind: violations(page, f".jp-OutputArea-output .{kind}") for kind in ("unc", "uns", "pod", "att")}
     run(page, len(WIDGETS) - 1)
     assert found == {"unc": [], "uns": [], "pod": [], "att": []}
