@@ -287,15 +287,15 @@ def test_what_a_node_lacks_is_named(monkeypatch, lab):
         engines.cri(lab, pause="localhost/pod:1")
 
 
-# ---- in JupyterLab
-
-
 def test_a_podman_that_can_make_no_pause_says_so_before_a_pod_is_wanted(monkeypatch, lab):
     monkeypatch.setattr(engines.machine, "find", lambda name: None if name == "catatonit" else f"/usr/bin/{name}")
     monkeypatch.setattr(engines, "PAUSES", ())
     with pytest.raises(engines.EngineError, match="no catatonit"):
         engines.podman(lab, pods=True)
     assert "HOME" in engines.podman(lab), "for containers it needs none"
+
+
+# ---- in JupyterLab
 
 
 def test_the_grid_is_worked_by_the_keyboard_alone(leak_check, notebook):
