@@ -21,6 +21,8 @@ HOME = Path(__file__).resolve().parent.parent / ".lab/kernel"
 DRIVERS = ("virtio_pci", "virtio_console")
 LZ4 = b"\x02\x21\x4c\x18"
 SIGNED = b"~Module signature appended~\n"
+BY_HAND = "put a kernel as vmlinux or vmlinuz, and its modules, into .lab/kernel"
+AS_WE_ARE = ("-o", "APT::Sandbox::User=root")  # apt's own user may not write into our directories
 
 
 class KernelError(RuntimeError):
@@ -33,11 +35,13 @@ def get(home=HOME):
     Raises KernelError. An old kernel stays until the new one is complete.
     """
     if not all(map(shutil.which, ("apt-get", "apt-cache", "dpkg-deb"))):
-        raise KernelError("no apt-get here: put a kernel as vmlinux or vmlinuz, and its modules, into .lab/kernel")
+        raise KernelError(f"no apt-get here: {BY_HAND}")
     home.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home.parent) as folder:
-        package = name_of_package()
-        run(["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package], folder, 600)
+        try:
+            package = download(folder)
+        except KernelError:  # the machine's package lists are missing, or older than what is to be had
+            package = download(folder, *fresh_lists(folder))
         run(["dpkg-deb", "-x", *map(str, Path(folder).glob("*.deb")), "tree"], folder)
         tree, new = Path(folder, "tree"), Path(folder, "kernel")
         (new / "modules").mkdir(parents=True)
@@ -51,24 +55,42 @@ def get(home=HOME):
     return package
 
 
-def name_of_package():
+def download(folder, *options):
+    """Download the kernel's package into `folder`; its name. `options` are apt's."""
+    package = name_of_package(options)
+    run(["apt-get", "-qq", *AS_WE_ARE, *options, "download", package], folder, 600)
+    return package
+
+
+def fresh_lists(folder):
+    """The options that make apt read package lists of our own. The machine's only root could renew."""
+    for place in ("lists/partial", "cache/archives/partial"):
+        Path(folder, place).mkdir(parents=True)
+    options = ("-o", f"Dir::State::lists={folder}/lists/", "-o", f"Dir::Cache={folder}/cache")
+    run(["apt-get", "-qq", *AS_WE_ARE, *options, "-o", "APT::Update::Error-Mode=any", "update"], timeout=600)
+    return options
+
+
+def name_of_package(options=()):
     """The package with this distribution's kernel for machines in a cloud: the smallest of its kernels."""
     architecture = run(["dpkg", "--print-architecture"]).strip()
     for kernel in (f"linux-image-cloud-{architecture}", f"linux-image-{architecture}", "linux-image-virtual"):
-        found = re.findall(r"^ +Depends: (linux-image-\S+)$", run(["apt-cache", "depends", kernel], check=False), re.M)
+        said = run(["apt-cache", *options, "depends", kernel], check=False)
+        found = re.findall(r"^ +Depends: (linux-image-\S+)$", said, re.M)
         if found:
             return found[0]
-    raise KernelError("apt knows no kernel package: `apt-get update`, as root, tells it which there are")
+    raise KernelError(f"apt knows no kernel package: {BY_HAND}")
 
 
 def run(argv, cwd=None, timeout=60, check=True):
-    """What a command prints. Raises KernelError with its last line when it fails."""
+    """What a command prints. Raises KernelError with its first error, or last word, when it fails."""
     try:
         done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise KernelError(f"{argv[0]} was not done in {timeout} s") from None
     if check and done.returncode:
-        raise KernelError((done.stderr.strip().splitlines() or [f"{argv[0]} failed"])[-1])
+        said = done.stderr.strip().splitlines() or [f"{argv[0]} failed"]
+        raise KernelError(next((line for line in said if line.startswith("E: ")), said[-1]))
     return done.stdout
 
 

@@ -161,14 +161,6 @@ def test_the_program_is_short_and_needs_only_the_standard_library():
     assert len((CHECKOUT / "notebooks/programs/vmagent").read_text().splitlines()) <= 180
 
 
-def test_a_drivers_signature_is_left_out_and_nothing_else():
-    driver, signature = b"\x7fELF" + bytes(range(256)), b"s" * 300
-    signed = driver + signature + bytes(8) + struct.pack(">I", len(signature)) + kernel.SIGNED
-    assert kernel.unsigned(signed) == kernel.unsigned(driver) == driver
-    packed = next(iter(sorted(kernel.HOME.glob("modules/*.ko"))), None)
-    assert packed is None or kernel.SIGNED not in packed.read_bytes()
-
-
 def test_a_container_lives_as_the_specification_says_and_every_other_step_is_refused(place):
     place.configure("sh", "-c", "uname -r; read line; echo got $line; echo end >&2; exit 5")
     given, ours = os.pipe()
