@@ -215,6 +215,22 @@ def test_what_is_no_name_is_refused_and_nothing_outside_is_touched(place):
     assert not (place.home / "state/half").exists()
 
 
+def test_what_this_machine_lacks_is_named_with_its_mend_and_nothing_is_left(place):
+    place.configure("true")
+    (place.home / "bin").mkdir()
+    (place.home / "bin/busybox").symlink_to(machine.find("busybox"))
+    lacks = [("no kernel in ", {"VMRUN_KERNEL": str(place.home / "state")}, "lab kernel")]
+    if not os.path.samefile("/usr/sbin", "/usr/bin"):  # else no PATH can hide a program from vmrun
+        lacks += [
+            ("busybox is missing", {"PATH": str(place.home)}, "lab doctor"),
+            (f"{machine.QEMU} is missing", {"PATH": str(place.home / "bin")}, "lab doctor"),
+        ]
+    for lack, env, mend in lacks:
+        refused = place.run("create", "--bundle", place.bundle, "c", env=os.environ | env, check=False)
+        assert refused.returncode == 1 and re.fullmatch(f"vmrun: .*{lack}.*{mend}.*\n", refused.stderr)
+        assert os.listdir(place.home / "state") == []
+
+
 def test_a_terminal_whose_size_nobody_knows_says_nothing_of_it(place):
     """Docker gives 0 for both when its own output is no terminal."""
     process = place.configure("sleep", "1000")["process"]

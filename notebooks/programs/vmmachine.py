@@ -22,7 +22,8 @@ import vmconfig
 from vmconfig import Refused, need
 
 HERE = os.path.dirname(os.path.realpath(__file__))
-HOME = os.environ.get("VMRUN_KERNEL") or os.path.join(HERE, "../../.lab/kernel")
+CHECKOUT = os.path.dirname(os.path.dirname(HERE))
+HOME = os.environ.get("VMRUN_KERNEL") or f"{CHECKOUT}/.lab/kernel"
 BOOT = 20  # seconds after which a machine that is not heard is ended; more on a busy one
 SLOTS = 12  # for processes that somebody holds: five ports each; 0 is not used, 1 is the agent's
 #: What the kernel is told: print little, try nothing twice, give up at once when it can't go on.
@@ -64,7 +65,8 @@ def pack(config, name, member=False):
             add(file, "etc/passwd", 0o100644, b"root:x:0:0::/:/bin/sh\n")
             add(file, "etc/fstab", 0o100644, FSTAB)
             add_tree(file, os.path.realpath(find("busybox")), "bin/busybox")
-            add_tree(file, f"{HOME}/modules", "modules")
+            if os.path.isdir(f"{HOME}/modules"):  # or the kernel has all that it needs built in
+                add_tree(file, f"{HOME}/modules", "modules")
             add_tree(file, f"{HERE}/vmagent", "init")
         add_tree(file, config["root"]["path"], f"containers/{name}")
         for number, mount in enumerate(config["mounts"]):
@@ -101,7 +103,7 @@ def add(file, path, mode, data=b"", owner=(0, 0), when=0, device=0):
 def find(program):
     path = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"
     found = shutil.which(program, path=path)
-    need(found, f"{program} is missing")
+    need(found, f"{program} is missing: `./lab doctor` names its package")
     return found
 
 
