@@ -1,6 +1,7 @@
 """The pictures, from made-up records: exact text, and a drawing that graphviz takes."""
 
 import io
+import itertools
 
 import pytest
 from PIL import Image
@@ -132,6 +133,13 @@ def test_a_picture_is_a_sharp_png_with_its_words():
     assert metadata["image/png"]["alt"] == "runc stays"
     assert metadata["image/png"]["width"] < drawing.width  # shown smaller than it is: sharp on fine screens
     assert data["text/plain"].startswith("runc stays\n1 lab")
+
+
+def test_there_is_room_between_a_drawing_and_its_caption():
+    drawing = Image.open(io.BytesIO(pictures.tree([LAB, RUNC], "runc stays").png())).convert("L")
+    inked = [drawing.crop((0, y, drawing.width, y + 1)).getextrema()[0] < 128 for y in range(drawing.height)]
+    last, white = [(ink, len(list(rows))) for ink, rows in itertools.groupby(reversed(inked))][1:3]  # below is the pad
+    assert last[0] and not white[0] and white[1] > last[1] / 2, "half a line"
 
 
 def test_without_graphviz_the_text_is_shown_and_the_mend(monkeypatch):

@@ -104,6 +104,7 @@ def digraph(caption, body, **options):
         "nodesep": "0.3", "ranksep": "0.4", "labelloc": "b", **options,
     }  # fmt: skip
     label = "<br/>".join(escape(line) for line in textwrap.wrap(caption, 95))  # a longer line widens the drawing
+    label = f'<font point-size="10"><br/></font>{label}' if label else ""  # graphviz puts it close under the drawing
     head = "\n".join(f"  {name}={quote(value)};" for name, value in settings.items())
     return (
         f"digraph picture {{\n{head}\n  label=<{label}>;\n"
