@@ -262,6 +262,29 @@ def test_files_are_shared_with_who_opened_them(place):
         assert (place.home / name).read_text() == "one\ntwo\nthree\ntrouble\nafter\n", name
 
 
+def test_what_engines_write_into_a_mounted_file_after_create_is_there(place):
+    """Podman 5 writes /etc/hosts, which is empty before. What is no text, or long, stays as `create` found it."""
+    contents = {
+        "hosts": "127.0.0.1\tit's \\n `here`\r\n$HOME\n", "open-ended": "no end", "emptied": "",
+        "binary": "\0", "long": "x" * (1 << 14) + "\n",
+    }  # fmt: skip
+    mounts = [
+        {"destination": f"/mnt/{name}", "type": "bind", "source": str(place.home / name), "options": ["bind"]}
+        for name in (*contents, "gone", "kept")
+    ]
+    for mount in mounts:
+        Path(mount["source"]).write_text("before")
+    place.configure("sh", "-c", "cd /mnt; for f in *; do cat $f; echo ';'; done", mounts=[*CONFIG["mounts"], *mounts])
+    place.create("c")
+    for name, content in contents.items():
+        (place.home / name).write_text(content, newline="")
+    (place.home / "gone").unlink()
+    place.run("start", "c")
+    place.wait("c")
+    expected = contents | dict.fromkeys(("binary", "gone", "kept", "long"), "before")
+    assert (place.home / "c.out").read_bytes().decode() == "".join(f"{expected[name]};\n" for name in sorted(expected))
+
+
 def test_a_megabyte_for_a_slow_reader_arrives_whole(place):
     """The machine must not be switched off while QEMU still holds what the container wrote last."""
     place.configure("sh", "-c", "seq 200000; echo the end")

@@ -3,10 +3,12 @@
 See also: config.md and config-linux.md of the OCI Runtime Specification.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import re
+import stat
 
 #: The kinds of namespaces, each with its bit in clone(2).
 SPACES = {"mount": 17, "cgroup": 25, "uts": 26, "ipc": 27, "user": 28, "pid": 29, "network": 30}
@@ -19,6 +21,8 @@ PODS = {
     "io.kubernetes.cri.container-type": "io.kubernetes.cri.sandbox-id",
     "io.kubernetes.cri-o.ContainerType": "io.kubernetes.cri-o.SandboxID",
 }
+
+SMALL = 1 << 14  # bytes of a file that is brought once more
 
 # What the file must look like. A form is a pattern, a range, bool, [form] or {"name": form};
 # "name!" must be there.
@@ -238,3 +242,18 @@ def steps_of_container(config, name):
         enter = ["/bin/nsenter", f"-r{home}", f"-w{home}", "--", hook["path"], *hook["args"][1:]]
         steps.append(["hooked", state, *hook["env"], *enter])
     return [*steps, *steps_of_process(config["process"], name, root["path"])]
+
+
+def renewed(config, name, since):
+    """The steps that bring small text files once more, if they are to be mounted and have changed
+    `since` (nanoseconds). Podman 5 writes a container's /etc/hosts between `create` and `start`.
+    """
+    for number, mount in enumerate(config["mounts"]):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            found = os.stat(mount["source"])
+            small = stat.S_ISREG(found.st_mode) and found.st_size <= SMALL
+            if mount["bind"] and small and found.st_mtime_ns >= since:
+                with open(mount["source"], encoding="utf-8", newline="") as file:
+                    text = file.read()
+                if "\0" not in text:
+                    yield ["renewed", text, f"/binds/{name}.{number}"]
