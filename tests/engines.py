@@ -168,6 +168,7 @@ def start_podman(conmon):
     home = Path(tempfile.mkdtemp(prefix="pm", dir="/tmp"))
     environment = {"PATH": PATH, "HOME": str(home), "TMPDIR": str(home), "LANG": "C.UTF-8"}
     environment["CONTAINERS_STORAGE_CONF"] = f"{home}/storage.conf"
+    environment["PODMAN_IGNORE_CGROUPSV1_WARNING"] = "1"  # which Podman 5 writes into the output of each command
     podman = Podman(conmon, home, environment)
     (home / ".config/containers").mkdir(parents=True)
     (home / ".config/containers/policy.json").write_text(POLICY)
