@@ -218,7 +218,7 @@ def _(podman):
 
 @check(1, "a program that can't be executed is an error at once, 126")
 def _(podman):
-    done = podman.run("run", "--detach", "--rm", IMAGE, "/etc")
+    done = podman.run("run", "--detach", "--rm", IMAGE, "/etc/passwd")
     assert done.code == 126 and b"permission denied" in done.err
 
 
@@ -621,7 +621,7 @@ def _(podman):
 @check(3, "exec of a missing program is 127, of what can't be executed 126")
 def _(podman):
     assert podman.run("exec", idle(podman), "no-such-program").code == 127
-    assert podman.run("exec", idle(podman), "/etc").code == 126
+    assert podman.run("exec", idle(podman), "/etc/passwd").code == 126
 
 
 @check(3, "exec of a program that is killed is 137")
