@@ -42,7 +42,7 @@ def get(home=HOME):
             package = download(folder)
         except KernelError:  # the machine's package lists are missing, or older than what is to be had
             package = download(folder, *fresh_lists(folder))
-        run(["dpkg-deb", "-x", *map(str, Path(folder).glob("*.deb")), "tree"], folder)
+        run(["dpkg-deb", "-x", *map(str, Path(folder).glob(f"{package}_*.deb")), "tree"], folder)
         tree, new = Path(folder, "tree"), Path(folder, "kernel")
         (new / "modules").mkdir(parents=True)
         packed = next(tree.glob("boot/vmlinuz-*")).read_bytes()

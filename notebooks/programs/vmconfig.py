@@ -22,7 +22,7 @@ PODS = {
     "io.kubernetes.cri-o.ContainerType": "io.kubernetes.cri-o.SandboxID",
 }
 
-SMALL = 1 << 14  # bytes of a file that is brought once more
+SMALL = 1 << 14  # bytes of files that are brought once more, in all: they go through a pipe
 
 # What the file must look like. A form is a pattern, a range, bool, [form] or {"name": form};
 # "name!" must be there.
@@ -248,12 +248,14 @@ def renewed(config, name, since):
     """The steps that bring small text files once more, if they are to be mounted and have changed
     `since` (nanoseconds). Podman 5 writes a container's /etc/hosts between `create` and `start`.
     """
+    left = SMALL
     for number, mount in enumerate(config["mounts"]):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             found = os.stat(mount["source"])
-            small = stat.S_ISREG(found.st_mode) and found.st_size <= SMALL
+            small = stat.S_ISREG(found.st_mode) and found.st_size <= left
             if mount["bind"] and small and found.st_mtime_ns >= since:
                 with open(mount["source"], encoding="utf-8", newline="") as file:
                     text = file.read()
                 if "\0" not in text:
+                    left -= found.st_size
                     yield ["renewed", text, f"/binds/{name}.{number}"]
